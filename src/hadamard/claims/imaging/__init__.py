@@ -1,0 +1,1 @@
+"""Claims of the family imaging, one file a method."""

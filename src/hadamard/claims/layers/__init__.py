@@ -1,0 +1,1 @@
+"""Claims of the family layers, one file a method."""

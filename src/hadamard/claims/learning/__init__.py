@@ -1,0 +1,1 @@
+"""Claims of the family learning, one file a method."""

@@ -1,0 +1,1 @@
+"""Claims of the family optim, one file a method."""

@@ -1,0 +1,1 @@
+"""Claims of the family transport, one file a method."""

@@ -1,0 +1,1 @@
+"""``hadamard apply KEY``: one module a method that has a natural file form."""

@@ -1,0 +1,1 @@
+"""Reconstruction of images from fewer measurements."""

@@ -1,0 +1,1 @@
+"""Linear maps with ``A``, ``A_adjoint`` and ``A_dagger``: composition, batching, autograd."""

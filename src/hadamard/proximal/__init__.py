@@ -1,0 +1,1 @@
+"""Convex functions, thresholds, projections and spectral sets."""

@@ -1,0 +1,1 @@
+"""Iterative solvers that return a :class:`hadamard.results.Solution`."""

@@ -1,0 +1,1 @@
+"""Transforms: the same values from fewer samples or fewer passes over memory."""
