@@ -1,0 +1,118 @@
+"""A process of its own for what must not run in ours: peers that need torchvision, and peak memory.
+
+The process makes the claim's cases again from the same seed, so that only names travel to it and outcomes back.
+"""
+
+import sys
+import traceback
+from importlib import import_module
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.benchmark import timer
+
+__all__ = ["Worker"]
+
+
+class Worker:
+    """A spawned process that runs contenders of one claim by name.
+
+    Parameters
+    ----------
+    key, size
+        The claim and its size.
+    torchvision
+        Define the operators that torchvision needs, so that peers built on it can be imported there.
+    """
+
+    def __init__(self, key: str, size: str, *, torchvision: bool = False) -> None:
+        context = get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, key, size, torchvision, torch.get_num_threads())
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def run(self, case: str, contender: str) -> tuple[Any, float]:
+        """The outcome of one run and its seconds, measured inside the process."""
+        return self._ask("run", case, contender)
+
+    def peak_memory(self, case: str, contender: str) -> float:
+        """Bytes by which one run raises the process's resident memory above where it started."""
+        return self._ask("peak_memory", case, contender)
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(5)
+        if self._process.is_alive():
+            self._process.kill()
+
+    def _ask(self, *question: str) -> Any:
+        self._pipe.send(question)
+        try:
+            answer, error = self._pipe.recv()
+        except EOFError:
+            self._process.join(5)
+            raise RuntimeError(f"the process of {question[2]} ended with exit code {self._process.exitcode}") from None
+        if error:
+            raise RuntimeError(f"{question[2]} failed in its own process:\n{error}")
+        return answer
+
+
+def _serve(pipe: Connection, key: str, size: str, torchvision: bool, threads: int) -> None:
+    """The process's loop: one question, one ``(answer, error)``."""
+    torch.set_num_threads(threads)
+    claim: Any = None
+    while True:
+        try:
+            what, case_name, contender_name = pipe.recv()
+        except EOFError:
+            return
+        try:
+            if claim is None:
+                if torchvision:
+                    import_module("hadamard.claims.torchvision_shim").install()
+                claim = import_module("hadamard.claims.engine").load(key)
+                cases = claim.problem(seed=claim.seed, **claim.sizes[size])
+                contenders = {contender.name: contender for contender in claim.contenders}
+            run, case = contenders[contender_name].run, cases[case_name]
+            if what == "run":
+                start = timer()
+                outcome = run(case)
+                pipe.send(((outcome, timer() - start), ""))
+                continue
+            before = _resident(reset=True)
+            outcome = run(case)
+            pipe.send((float(max(_peak() - before, 0)), ""))
+        except Exception:
+            pipe.send((None, traceback.format_exc()))
+
+
+def _resident(reset: bool = False) -> int:
+    """Resident bytes now; ``reset`` starts the peak anew (Linux)."""
+    if sys.platform == "linux":
+        if reset:
+            Path("/proc/self/clear_refs").write_text("5")
+        return _status("VmRSS")
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+def _peak() -> int:
+    if sys.platform == "linux":
+        return _status("VmHWM")
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")

@@ -1,0 +1,232 @@
+"""Files in, arrays out, and back: what ``hadamard apply`` reads and writes.
+
+Arrays live in ``.npy``, ``.npz``, ``.h5`` or NIfTI files, pictures in whatever Pillow knows. Every failure is one
+line that names the file and what is wrong with it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = ["read_array", "read_image", "write_array", "write_image"]
+
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz")
+
+
+def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
+    """Read one array from a ``.npy``, ``.npz``, ``.h5``/``.hdf5`` or NIfTI (``.nii``, ``.nii.gz``) file.
+
+    Parameters
+    ----------
+    path
+        The file; its ending says how it is read.
+    key
+        Name of the array in a ``.npz`` or HDF5 file (``"group/name"`` works); may be left out where the file holds
+        only one. NIfTI values come scaled by the header's slope and intercept.
+
+    Returns
+    -------
+    numpy.ndarray
+        The array as stored (NIfTI axes are x, y, z, t).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the ending is not known, the file is empty, damaged or truncated, or it holds no array of that name.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_array(f"{folder}/scan.npz", {"kspace": np.ones((2, 3)), "mask": np.ones(3)})
+    ...     read_array(f"{folder}/scan.npz", "kspace").shape
+    (2, 3)
+    """
+    path = _existing(path)
+    ending = _ending(path, _ARRAYS)
+    if ending == ".npy":
+        return _guarded(path, lambda: np.load(path, allow_pickle=False))
+    if ending.startswith(".nii"):
+        return _guarded(path, lambda: _nifti(path))
+    archive = _read_npz if ending == ".npz" else _read_hdf5
+    return _guarded(path, lambda: archive(path, key))
+
+
+def write_array(
+    path: str | Path, arrays: np.ndarray | Mapping[str, np.ndarray], *, like: str | Path | None = None
+) -> None:
+    """Write arrays to a ``.npy``, ``.npz``, ``.h5``/``.hdf5`` or NIfTI file.
+
+    Parameters
+    ----------
+    path
+        The file; its ending says how it is written.
+    arrays
+        One array, or arrays by name. ``.npy`` and NIfTI files hold exactly one; a nameless one is called ``"array"``
+        in the others.
+    like
+        A NIfTI file whose affine and voxel sizes a NIfTI output takes over (identity otherwise).
+
+    Raises
+    ------
+    ValueError
+        If the ending is not known, or the format cannot hold what is given (several arrays, complex values in NIfTI).
+    """
+    path = Path(path)
+    ending = _ending(path, _ARRAYS)
+    named = {"array": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
+    if ending in (".npy", ".nii", ".nii.gz") and len(named) != 1:
+        raise ValueError(f"{path}: a {ending} file holds one array, got {', '.join(named)}; use .npz or .h5")
+    only = next(iter(named.values()))
+    _writable(path)
+    if ending == ".npy":
+        np.save(path, only)
+    elif ending == ".npz":
+        np.savez_compressed(path, **named)  # type: ignore[arg-type]
+    elif ending in (".h5", ".hdf5"):
+        with _need("h5py", "HDF5").File(path, "w") as file:
+            for name, array in named.items():
+                file.create_dataset(name, data=array, compression="gzip" if array.ndim else None)
+    else:
+        _write_nifti(path, only, like)
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Read a picture as float32 in [0, 1], shape (H, W) where it is grey and (H, W, 3) where it has colours.
+
+    Parameters
+    ----------
+    path
+        Any format that Pillow reads; 8 or 16 bits a channel. Transparency is dropped.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not a picture, or damaged or truncated.
+    """
+    path = _existing(path)
+    return _guarded(path, lambda: _read_image(path))
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write a picture of shape (H, W) or (H, W, 3) with values in [0, 1] (clipped) at 8 bits a channel.
+
+    Raises
+    ------
+    ValueError
+        If the shape is another one, or Pillow does not know the file's ending.
+    """
+    path = Path(path)
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] != 3):
+        raise ValueError(f"{path}: a picture must have shape (H, W) or (H, W, 3), got {image.shape}")
+    pillow = _need("PIL.Image", "picture", "Pillow")
+    if path.suffix.lower() not in pillow.registered_extensions():
+        raise ValueError(f"{path}: Pillow does not know the ending {path.suffix!r}; try .png")
+    _writable(path)
+    pillow.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8)).save(path)
+
+
+class _MissingKey(ValueError):
+    """The file is whole but has no array of that name."""
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a file")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: the file is empty")
+    return path
+
+
+def _writable(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: no folder {path.parent}")
+
+
+def _ending(path: Path, known: tuple[str, ...]) -> str:
+    name = path.name.lower()
+    for ending in sorted(known, key=len, reverse=True):
+        if name.endswith(ending):
+            return ending
+    raise ValueError(f"{path}: unknown ending {path.suffix!r}, expected one of {', '.join(known)}")
+
+
+def _need(module: str, what: str, name: str = "") -> ModuleType:
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = name or module
+        raise ImportError(f"{what} files need {name}: pip install 'hadamard[imaging]'") from error
+
+
+def _guarded(path: Path, read: Any) -> np.ndarray:
+    """Run a reader; whatever it throws at a damaged file becomes one line that names the file."""
+    try:
+        return read()
+    except (_MissingKey, ImportError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read, it may be damaged or truncated ({reason})") from error
+
+
+def _pick(path: Path, names: list[str], key: str | None) -> str:
+    if key is None and len(names) == 1:
+        return names[0]
+    if key not in names:
+        wanted = "several arrays, say which" if key is None else f"no array {key!r}"
+        raise _MissingKey(f"{path}: holds {wanted}; it has {', '.join(names) or 'none'}")
+    return key
+
+
+def _read_npz(path: Path, key: str | None) -> np.ndarray:
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[_pick(path, list(archive.files), key)]
+
+
+def _read_hdf5(path: Path, key: str | None) -> np.ndarray:
+    h5py = _need("h5py", "HDF5")
+    with h5py.File(path, "r") as file:
+        names: list[str] = []
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        return file[_pick(path, names, key)][()]
+
+
+def _nifti(path: Path) -> np.ndarray:
+    return np.asanyarray(_need("nibabel", "NIfTI").load(path).dataobj)
+
+
+def _write_nifti(path: Path, array: np.ndarray, like: str | Path | None) -> None:
+    nibabel = _need("nibabel", "NIfTI")
+    if np.iscomplexobj(array):
+        raise ValueError(f"{path}: NIfTI holds real values here, got {array.dtype}; take the modulus or use .npz")
+    array = array.astype(np.float32) if array.dtype == np.float64 else array
+    affine, header = np.eye(4), None
+    if like is not None:
+        model = nibabel.load(like)
+        affine, header = model.affine, model.header.copy()
+        header.set_data_dtype(array.dtype)
+    nibabel.save(nibabel.Nifti1Image(array, affine, header), path)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    pillow = _need("PIL.Image", "picture", "Pillow")
+    with pillow.open(path) as picture:
+        picture.load()
+        if picture.mode.startswith(("I", "F")):
+            values = np.asarray(picture, dtype=np.float32)
+            return values if picture.mode == "F" else values / 65535
+        grey = picture.mode in ("1", "L", "LA")
+        return np.asarray(picture.convert("L" if grey else "RGB"), dtype=np.float32) / 255
