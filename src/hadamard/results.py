@@ -1,10 +1,11 @@
 """The few result types: what a solver returns, and what a certificate states."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Certificate", "Solution"]
+__all__ = ["Certificate", "Solution", "warn_short"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,13 +79,34 @@ class Certificate:
             raise ValueError("reason must say why a certificate was not verified")
 
 
+def warn_short(message: str) -> None:
+    """Warn scikit-learn's ``ConvergenceWarning``, on behalf of a solver that stopped short of its tolerance.
+
+    Parameters
+    ----------
+    message
+        What stopped, after how much work, and how far from its tolerance.
+
+    Examples
+    --------
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     warnings.simplefilter("always")
+    ...     warn_short("cg stopped after 3 steps at residual 0.1, above tol=0.01")
+    >>> caught[0].category.__name__
+    'ConvergenceWarning'
+    """
+    from sklearn.exceptions import ConvergenceWarning
+
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)
+
+
 class _ReadOnly(dict):
     """A dictionary that refuses to change (and, unlike ``MappingProxyType``, pickles and prints as one)."""
 
     def _refuse(self, *_: Any, **__: Any) -> None:
         raise TypeError("results are read-only")
 
-    __setitem__ = __delitem__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
 
     def __reduce__(self) -> tuple[type, tuple[dict]]:
         return (_ReadOnly, (dict(self),))

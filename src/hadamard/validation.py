@@ -5,6 +5,7 @@ expected, and says what came.
 """
 
 from collections.abc import Collection, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ _KINDS = {
     "complex": lambda d: d.is_complex,
     "inexact": lambda d: d.is_floating_point or d.is_complex,
     "integer": lambda d: not (d.is_floating_point or d.is_complex or d == torch.bool),
+    "real": lambda d: not (d.is_complex or d == torch.bool),
 }
 
 
@@ -44,7 +46,7 @@ def check_tensor(
         dimensions pass (use ``ndim`` to forbid them).
     dtype
         A ``torch.dtype`` or one of ``"floating"``, ``"complex"``, ``"inexact"`` (floating or complex),
-        ``"integer"``; ``None`` accepts any.
+        ``"integer"``, ``"real"`` (floating or integer); ``None`` accepts any.
     finite
         Refuse NaN and infinity.
 
@@ -83,7 +85,7 @@ def check_tensor(
             raise ValueError(f"{name} must have shape (..., {wanted}), got {tuple(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"{name} must not be empty, got shape {tuple(x.shape)}")
-    if finite and (x.dtype.is_floating_point or x.dtype.is_complex):
+    if finite and not _all_finite(x):
         bad = int((~torch.isfinite(x.detach())).sum())
         if bad:
             plural = "" if bad == 1 else "s"
@@ -94,7 +96,14 @@ def check_tensor(
 
 
 def check_range(
-    value: Any, name: str, low: float | None = None, high: float | None = None, closed: str = "both"
+    value: Any,
+    name: str,
+    low: float | None = None,
+    high: float | None = None,
+    closed: str = "both",
+    *,
+    integer: bool = False,
+    elementwise: bool = False,
 ) -> Any:
     """Check that a number lies in an interval, and return it.
 
@@ -108,13 +117,17 @@ def check_range(
         The ends; ``None`` is unbounded.
     closed
         Which ends belong to the interval: ``"both"``, ``"left"``, ``"right"`` or ``"neither"``.
+    integer
+        Refuse numbers that are not of an integer type.
+    elementwise
+        Accept a tensor of any shape too, all of whose entries must lie in the interval.
 
     Raises
     ------
     TypeError
-        If ``value`` is not a real number.
+        If ``value`` is not a real number, or not an integer where that is asked for.
     ValueError
-        If it lies outside.
+        If it lies outside; of a tensor's entries the message shows one that does.
 
     Examples
     --------
@@ -125,9 +138,17 @@ def check_range(
         ...
     ValueError: reg must be > 0, got 0
     """
-    number = hasattr(value, "__float__") and not isinstance(value, (bool, str))
-    if not number or (isinstance(value, Tensor) and value.numel() != 1):
+    if elementwise and isinstance(value, Tensor):
+        check_tensor(value, name, dtype="real", finite=False)
+        smallest, largest = value.detach().aminmax()  # both are NaN where any entry is
+        check_range(smallest.item(), name, low, high, closed)
+        check_range(largest.item(), name, low, high, closed)
+        return value
+    real = not (isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool or value.numel() != 1))
+    if not real or not hasattr(value, "__float__") or isinstance(value, bool) or getattr(value, "ndim", 0) > 0:
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if integer and not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {type(value).__name__} {value}")
     left = low is None or (value >= low if closed in ("both", "left") else value > low)
     right = high is None or (value <= high if closed in ("both", "right") else value < high)
     if not (left and right) or value != value:
@@ -153,7 +174,7 @@ def check_option(value: Any, name: str, options: Collection[Any]) -> Any:
     >>> check_option("svd", "method", ("svd", "newton_schulz"))
     'svd'
     """
-    if value not in options:
+    if value not in list(options):
         raise ValueError(f"{name} must be one of {', '.join(repr(o) for o in options)}, got {value!r}")
     return value
 
@@ -181,3 +202,13 @@ def check_same(**tensors: Tensor | None) -> None:
             mine, other = getattr(given[first], what), getattr(x, what)
             if mine != other:
                 raise ValueError(f"{first} and {name} must have the same {what}, got {mine} and {other}")
+
+
+def _all_finite(x: Tensor) -> bool:
+    """Whether no value is NaN or infinite, as far as one pass tells: a sum of finite values may still overflow.
+
+    While ``torch.compile`` traces, values are not looked at: that would break the graph.
+    """
+    if torch.compiler.is_compiling() or not (x.dtype.is_floating_point or x.dtype.is_complex):
+        return True
+    return bool(torch.isfinite(x.detach().sum()))

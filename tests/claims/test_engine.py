@@ -82,6 +82,16 @@ def test_contenders_are_interleaved_by_round():
     assert order == ["quick", "slow"] * 3
 
 
+def test_what_does_not_depend_on_time_runs_once():
+    order = []
+    slow = Contender("slow", lambda case: order.append("slow"), role="baseline", once=True)
+    quick = Contender("quick", lambda case: order.append("quick") or time.sleep(0.11))
+    made = claim(contenders=[quick, slow], measures=[], problem=lambda seed, n: {"only": 0}, rounds={"quick": 3})
+    results = engine.measure(made, "quick")
+    assert order.count("quick") == 3
+    assert len(results.samples["only", "slow", "seconds"]) == 1
+
+
 @pytest.mark.parametrize(
     ("bars", "verdict", "headline"),
     [

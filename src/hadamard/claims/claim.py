@@ -36,6 +36,8 @@ class Contender:
         Run in a process of its own, in which the operators that torchvision needs are defined first (timm, deepinv).
     memory
         Measure the peak memory of one run, in a process of its own.
+    once
+        Run in the first round only: what it measures does not depend on time.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Contender:
     cases: Callable[[str], bool] | None = None
     isolated: bool = False
     memory: bool = False
+    once: bool = False
 
 
 @dataclass(frozen=True)

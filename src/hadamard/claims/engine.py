@@ -131,13 +131,13 @@ def measure(claim: Claim, size: str, *, timed: bool = True, on_step: Step = lamb
     try:
         results = Results(cases=claim.problem(seed=claim.seed, **claim.sizes[size]))
         rounds = claim.rounds.get(size, 1) if timed else 1
-        turns = [(c, k) for c in results.cases for k in claim.contenders if k.cases is None or k.cases(c)]
-        for r in range(rounds):
-            for i, (name, contender) in enumerate(turns):
-                _turn(claim, size, results, name, contender, workers, r == 0)
-                if r == 0 and (i + 1 == len(turns) or turns[i + 1][0] != name):
-                    _check_agreement(claim, results, name)
-                on_step((r * len(turns) + i + 1) / (rounds * len(turns)))
+        first = [(c, k) for c in results.cases for k in claim.contenders if k.cases is None or k.cases(c)]
+        turns = first + (rounds - 1) * [(c, k) for c, k in first if not k.once]
+        for i, (name, contender) in enumerate(turns):
+            _turn(claim, size, results, name, contender, workers, i < len(first))
+            if i < len(first) and (i + 1 == len(first) or first[i + 1][0] != name):
+                _check_agreement(claim, results, name)
+            on_step((i + 1) / len(turns))
         return results
     finally:
         torch.set_num_threads(threads)
@@ -244,7 +244,13 @@ def _table(claim: Claim, results: Results, timed: bool) -> list[dict[str, Any]]:
         if name == "seconds" and not timed:
             continue
         got = Interval.of(samples)
-        row = {"case": case, "contender": contender, "role": roles[contender], "measure": name, "unit": units[name]}
+        row: dict[str, Any] = {
+            "case": case,
+            "contender": contender,
+            "role": roles[contender],
+            "measure": name,
+            "unit": units[name],
+        }
         row |= {"median": _finite(got.value), "low": _finite(got.low), "high": _finite(got.high), "n": len(samples)}
         rows.append(row)
     return rows

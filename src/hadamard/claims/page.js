@@ -13,7 +13,7 @@
             ink: "#e7e8e5", muted: "#a0a8b1", grid: "#272c32", line: "#5b646e", paper: "#14171b" },
   };
   const symbols = ["square", "diamond", "triangle-up", "x", "cross", "triangle-down"];
-  const dashes = ["dash", "dot", "dashdot", "longdash", "longdashdot", "solid"];
+  const dashes = ["solid", "dash", "dashdot", "longdash", "longdashdot"];
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const seats = {}; // of one claim: which contender has which of the other colours, the same in all its figures
 
@@ -36,7 +36,7 @@
   function styled(trace, role, colours) {
     const ours = role.kind === "ours";
     if (role.kind === "reference") {
-      return { ...trace, line: { ...trace.line, color: colours.muted, width: 1.5 }, hoverinfo: "name+y", showlegend: false };
+      return { ...trace, line: { ...trace.line, color: colours.muted, width: 1.4, dash: "dot" }, hoverinfo: "name+y" };
     }
     const color = ours ? colours.ours[role.seat % colours.ours.length] : colours.others[role.seat % colours.others.length];
     if (trace.type === "bar") {
@@ -49,24 +49,49 @@
     const symbol = ours ? "circle" : symbols[role.seat % symbols.length];
     return {
       ...trace,
-      zorder: ours ? 2 : 1,
       line: { color, width: ours ? 3.2 : 1.6, dash: marks || ours ? "solid" : dashes[role.seat % dashes.length], ...trace.line },
       marker: { color, size: ours ? 8 : 6.5, symbol, ...trace.marker },
     };
   }
 
+  const superscripts = { "-": "⁻", 0: "⁰", 1: "¹", 2: "²", 3: "³", 4: "⁴", 5: "⁵", 6: "⁶", 7: "⁷", 8: "⁸", 9: "⁹" };
+
+  function inWords(value) {
+    if (value >= 0.001 && value < 1e5) return Number(value.toPrecision(3)).toLocaleString("en");
+    const [mantissa, exponent] = value.toExponential(1).split("e").map(Number);
+    return `${mantissa === 1 ? "" : `${mantissa} × `}10${[...String(exponent)].map((digit) => superscripts[digit]).join("")}`;
+  }
+
+  // a logarithmic axis is marked at the points themselves where they are few, else at 1, 2, 5 or at powers of ten
+  function ticks(data, axis, most) {
+    const values = data.flatMap((trace) => trace[axis[0]] || []).filter((value) => value > 0);
+    if (!values.length) return {};
+    const points = [...new Set(values)].sort((a, b) => a - b);
+    const decades = Math.log10(points.at(-1) / points[0]);
+    const apart = points.slice(1).every((value, i) => Math.log10(value / points[i]) * most > decades);
+    let marks = points;
+    if (axis[0] !== "x" || points.length > most || !apart) {
+      const [first, last] = [Math.floor(Math.log10(points[0])), Math.ceil(Math.log10(points.at(-1)))];
+      const step = Math.ceil((last - first) / most);
+      const powers = Array.from({ length: last - first + 1 }, (_, i) => first + i).filter((power) => power % step === 0);
+      marks = powers.flatMap((power) => (decades < 2 ? [1, 2, 5] : [1]).map((digit) => Number(`${digit}e${power}`)));
+    }
+    return { tickvals: marks, ticktext: marks.map(inWords) };
+  }
+
   function layoutOf(figure, colours, narrow) {
     const font = { family: getComputedStyle(document.body).fontFamily, size: narrow ? 12 : 13, color: colours.muted };
+    const columns = figure.data.reduce((sum, trace) => sum + (trace.type === "bar" ? trace.x.length : 0), 0);
     const layout = {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font, showlegend: false, hovermode: "closest",
-      margin: { l: 8, r: 12, t: 12, b: 8 }, bargap: 0.28, bargroupgap: 0.08,
+      margin: { l: 8, r: 12, t: 12, b: 8 }, bargap: Math.max(0.28, 0.8 - 0.07 * columns), bargroupgap: 0.08,
       hoverlabel: { bgcolor: colours.paper, bordercolor: colours.line, font: { ...font, color: colours.ink }, namelength: -1 },
       ...figure.layout,
     };
     for (const name of new Set(["xaxis", "yaxis", ...Object.keys(layout).filter((key) => /^[xy]axis\d*$/.test(key))])) {
       const own = layout[name] || {};
       const title = typeof own.title === "string" ? { text: own.title } : own.title;
-      const log = own.type === "log" ? { exponentformat: "power", dtick: undefined, minor: { ticks: "" } } : {};
+      const log = own.type === "log" ? ticks(figure.data, name, narrow ? 5 : 7) : {};
       layout[name] = {
         automargin: true, gridcolor: colours.grid, zerolinecolor: colours.grid, linecolor: colours.line, tickcolor: colours.line,
         ticks: "outside", ticklen: 4, showline: name.startsWith("x"), showgrid: !name.startsWith("x"), nticks: narrow ? 5 : 8,
@@ -83,8 +108,10 @@
     const cast = roles(plot);
     const hidden = plot.hiddenTraces || new Set();
     const data = figure.data.map((trace, i) => ({ ...styled(trace, cast[i], colours), visible: !hidden.has(i) }));
+    const onTop = (i) => data[i].type === "scatter" && cast[i].kind === "ours";
+    const order = data.map((_, i) => i).sort((a, b) => onTop(a) - onTop(b));
     plot.drawn = true;
-    Plotly.react(plot, data, layoutOf(figure, colours, plot.clientWidth < 480), { displayModeBar: false, responsive: true });
+    Plotly.react(plot, order.map((i) => data[i]), layoutOf(figure, colours, plot.clientWidth < 480), { displayModeBar: false, responsive: true });
     legend(plot, data, cast);
   }
 
@@ -111,7 +138,7 @@
   }
 
   const shapes = { // in a box of 30 x 12
-    circle: '<circle cx="15" cy="6" r="4.4"/>', square: '<path d="M11 2h8v8h-8z"/>', diamond: '<path d="M15 .8l5 5.200-5 5.200-5-5.200z"/>',
+    circle: '<circle cx="15" cy="6" r="4.4"/>', square: '<path d="M11 2h8v8h-8z"/>', diamond: '<path d="M15 .8l5 5.2-5 5.2-5-5.2z"/>',
     "triangle-up": '<path d="M15 1l5 9H10z"/>', "triangle-down": '<path d="M15 11l5-9H10z"/>',
     x: '<path d="M11 2l8 8M19 2l-8 8" stroke-width="3"/>', cross: '<path d="M15 1v10M10 6h10" stroke-width="3"/>',
   };
@@ -210,7 +237,8 @@
       row.hidden = articles.get(claim).hidden = !fits;
       left += fits;
     }
-    count.textContent = left === body.rows.length ? `${left} claims` : `${left} of ${body.rows.length} claims`;
+    const all = `${body.rows.length} claim${body.rows.length === 1 ? "" : "s"}`;
+    count.textContent = left === body.rows.length ? all : `${left} of ${all}`;
   }
 
   form.addEventListener("input", filter);

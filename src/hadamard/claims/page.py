@@ -16,17 +16,14 @@ from typing import Any
 
 from hadamard import catalog
 
-__all__ = ["build"]
+__all__ = ["VERDICTS", "build", "number", "quantity", "read"]
 
 Record = dict[str, Any]
 
 VERDICTS = {
-    "holds": "holds",
-    "holds_weaker": "holds, weaker",
-    "inconclusive": "inconclusive",
-    "fails": "fails",
+    "holds": "holds", "holds_weaker": "holds, weaker", "inconclusive": "inconclusive", "fails": "fails",
     "error": "error",
-}
+}  # fmt: skip
 _EMPTY: Record = {
     "family": "", "title": "", "authors": "", "venue": "", "year": "", "arxiv": "", "size": "", "statement": "",
     "paper_figure": "", "command": "", "seed": None, "date": "", "seconds_total": None, "environment": {},
@@ -69,19 +66,22 @@ def build(directory: Path, total: int | None = None) -> Path:
     'index.html'
     """
     here = _records(directory)
+    now = {record["key"] for record in here if record["size"] == "gpu"}
     inside = directory / "gpu"
-    measured_before = _records(inside if inside.is_dir() else Path("evidence/gpu"))
-    shown = [_view(r, f"{r['key']}{'-gpu' if r['size'] == 'gpu' else ''}") for r in _unique([*here, *measured_before])]
+    earlier = [r for r in _records(inside if inside.is_dir() else Path("evidence/gpu")) if r["key"] not in now]
+    shown = [_view(record, record["key"]) for record in here]
+    claims = _ordered([*shown, *(_view(record, f"{record['key']}-gpu") for record in earlier)])
     text = _template().render(
-        claims=shown,
+        claims=claims,
         total=total,
         landed=len(here),
+        earlier=len(earlier),
         families=_families(shown),
         counts=Counter(claim["verdict"] for claim in shown),
         verdicts=VERDICTS,
         machine=_machine(here[0]["environment"]) if here else "",
         plotly=_plotly(),
-        drawn={claim["anchor"]: [_drawn(figure, claim) for figure in claim["figures"]] for claim in shown},
+        drawn={claim["anchor"]: [_drawn(figure, claim) for figure in claim["figures"]] for claim in claims},
     )
     path = directory / "index.html"
     draft = directory / f".index.html.{os.getpid()}"
@@ -91,14 +91,17 @@ def build(directory: Path, total: int | None = None) -> Path:
 
 
 def _records(directory: Path) -> list[Record]:
-    """The records of a folder in the catalog's order."""
-    found = [record for path in sorted(directory.glob("*.json")) if (record := _read(path)) is not None]
+    return _ordered(record for path in directory.glob("*.json") if (record := read(path)) is not None)
+
+
+def _ordered(records: Iterable[Record]) -> list[Record]:
+    """In the catalog's order, and what it does not know after that by name."""
     order = {key: position for position, key in enumerate(catalog.methods())}
-    return sorted(found, key=lambda record: order.get(record["key"], len(order)))
+    return sorted(records, key=lambda record: (order.get(record["key"], len(order)), record["key"]))
 
 
-def _read(path: Path) -> Record | None:
-    """One record, or nothing where the file is something else."""
+def read(path: Path) -> Record | None:
+    """One record, whole but for what a claim that broke could not say; ``None`` where the file is something else."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError):
@@ -106,14 +109,6 @@ def _read(path: Path) -> Record | None:
     if not isinstance(record, dict) or record.get("schema") != 1 or record.get("verdict") not in VERDICTS:
         return None
     return _EMPTY | record if isinstance(record.get("key"), str) else None
-
-
-def _unique(records: Iterable[Record]) -> list[Record]:
-    """One record a claim and size (or ``gpu`` and the rest): what was measured now stands before what is committed."""
-    first: dict[tuple[str, bool], Record] = {}
-    for record in records:
-        first.setdefault((record["key"], record["size"] == "gpu"), record)
-    return list(first.values())
 
 
 def _view(record: Record, anchor: str) -> Record:
@@ -145,13 +140,11 @@ def _drawn(figure: Mapping[str, Any], record: Record) -> Record:
 
 def _bar(bar: Mapping[str, Any]) -> Record:
     """A bar with its value, interval and bound in words."""
-    shown = {"headline": False, "weakened": "", "why": "", "seconds": False, "source": "", "original_bound": ""} | bar
-    low, high = bar.get("low"), bar.get("high")
-    spread = f"[{number(low)}, {number(high)}]" if low is not None and high is not None and low != high else ""
-    return shown | {
-        "got": number(bar.get("value")),
-        "spread": spread,
-        "wanted": f"{_SENSES.get(bar['sense'], bar['sense'])} {number(bar['bound'])}",
+    return {
+        **bar,
+        "got": number(bar["value"]),
+        "spread": _spread(bar["low"], bar["high"]),
+        "wanted": f"{_SENSES[bar['sense']]} {_as_given(bar['bound'])}",
     }
 
 
@@ -169,13 +162,14 @@ def _pivot(rows: Iterable[Mapping[str, Any]]) -> list[Record]:
 
 
 def _cell(row: Mapping[str, Any]) -> Record:
-    factor, label = _scale(row["median"], row["unit"])
-    low, high = row["low"], row["high"]
-    spread = ""
-    if low is not None and high is not None and low != high:
-        spread = f"[{number(low / factor)}, {number(high / factor)}]"
-    unit = "" if _plain_unit(row["unit"]) else label
-    return {"text": quantity(row["median"], row["unit"]) if unit else number(row["median"]), "spread": spread}
+    factor, _ = _scale(row["median"], row["unit"])
+    text = number(row["median"]) if _plain_unit(row["unit"]) else quantity(row["median"], row["unit"])
+    return {"text": text, "spread": _spread(row["low"], row["high"], factor)}
+
+
+def _spread(low: float | None, high: float | None, factor: float = 1.0) -> str:
+    """An interval in words; nothing where it is a point."""
+    return "" if low is None or high is None or low == high else f"[{number(low / factor)}, {number(high / factor)}]"
 
 
 def number(value: float | None) -> str:
@@ -200,13 +194,18 @@ def number(value: float | None) -> str:
     return text.replace("-", "−")
 
 
+def _as_given(value: float) -> str:
+    """A bound in the digits in which it was set."""
+    return f"{value:g}".replace("-", "−") if 1e-3 <= abs(value) < 1e5 else number(value)
+
+
 def quantity(value: float | None, unit: str) -> str:
     """A number with its unit: seconds and bytes in the multiple that reads best.
 
     Examples
     --------
     >>> quantity(0.01234, "s"), quantity(7.6e7, "bytes"), quantity(12, "sweeps")
-    ('12.3 ms', '76.0 MB', '12 sweeps')
+    ('12.3 ms', '76 MB', '12 sweeps')
     """
     if value is None:
         return "–"
@@ -249,7 +248,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
     if cores := environment.get("cores"):
         parts.append(f"{cores} core{'s' if cores != 1 else ''}")
     if memory := environment.get("memory_gb"):
-        parts.append(f"{number(float(memory))} GB memory")
+        parts.append(f"{memory:g} GB memory")
     parts.append(environment.get("gpu") or ("no GPU" if environment else None))
     return ", ".join(part for part in parts if part)
 

@@ -3,7 +3,6 @@
 The process makes the claim's cases again from the same seed, so that only names travel to it and outcomes back.
 """
 
-import sys
 import traceback
 from importlib import import_module
 from multiprocessing import get_context
@@ -41,7 +40,7 @@ class Worker:
         return self._ask("run", case, contender)
 
     def peak_memory(self, case: str, contender: str) -> float:
-        """Bytes by which one run raises the process's resident memory above where it started."""
+        """Bytes by which one run raises the process's resident memory above where it started (Linux only)."""
         return self._ask("peak_memory", case, contender)
 
     def close(self) -> None:
@@ -85,33 +84,16 @@ def _serve(pipe: Connection, key: str, size: str, torchvision: bool, threads: in
                 outcome = run(case)
                 pipe.send(((outcome, timer() - start), ""))
                 continue
-            before = _resident(reset=True)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+            before = _status("VmRSS")
             outcome = run(case)
-            pipe.send((float(max(_peak() - before, 0)), ""))
+            pipe.send((float(max(_status("VmHWM") - before, 0)), ""))
         except Exception:
             pipe.send((None, traceback.format_exc()))
 
 
-def _resident(reset: bool = False) -> int:
-    """Resident bytes now; ``reset`` starts the peak anew (Linux)."""
-    if sys.platform == "linux":
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-        return _status("VmRSS")
-    import psutil
-
-    return psutil.Process().memory_info().rss
-
-
-def _peak() -> int:
-    if sys.platform == "linux":
-        return _status("VmHWM")
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def _status(field: str) -> int:
+    """One line of the kernel's account of this process, in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) * 1024

