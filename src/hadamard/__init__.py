@@ -13,7 +13,7 @@ __version__ = version("hadamard")
 
 _SUBMODULES = [
     "catalog", "claims", "data", "imaging", "kernels", "layers", "learning", "operators", "optim", "proximal",
-    "results", "solvers", "training", "transforms", "transport", "validation",
+    "rates", "results", "solvers", "spectral", "training", "transforms", "transport", "validation",
 ]  # fmt: skip
 
 

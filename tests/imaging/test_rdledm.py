@@ -275,8 +275,8 @@ def test_gradient_passes_through(generator):
     assert torch.autograd.gradcheck(run, (y,), atol=1e-4, fast_mode=True)
 
 
-def test_single_frame_empty_frames_callback_and_progress(scan, capsys):
-    series, mask, y = scan
+def test_single_frame_empty_frames_callback_and_progress(scan):
+    _, mask, y = scan
     assert quiet(y[:1], mask[:1], max_iter=10).image.shape == (1, SIZE, SIZE)
     gap = mask.clone()
     gap[2] = False

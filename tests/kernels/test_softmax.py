@@ -95,8 +95,11 @@ def test_streaming_and_unaligned_pointers(kind, dtype, generator):
         assert torch.equal(y, compute(kind, x, 0, stream=False))
         assert (memory[:start] == 7).all()
         assert (memory[start + n :] == 7).all()
-    x = torch.randn(20, 64, generator=generator).to(dtype)
-    assert torch.equal(compute(kind, x, 0, stream=True), compute(kind, x, 0, stream=False))
+    for columns, start in ((64, 0), (64, 1), (37, 0)):
+        x = torch.randn(20, columns, generator=generator).to(dtype)
+        y = torch.empty(20 * columns + start, dtype=dtype)[start:].view(20, columns)
+        kernels.write(kind, x, 0, y, stream=True)
+        assert torch.equal(y, compute(kind, x, 0, stream=False))
 
 
 @pytest.mark.parametrize("kind", ["two_pass", "three_pass_recompute", "three_pass_reload", "log_softmax"])
@@ -161,6 +164,7 @@ def test_threads_do_not_change_the_values(kind, threads, generator):
         for count in (2, 3, 8):
             threads(count)
             torch.testing.assert_close(compute(kind, x, dim), one, rtol=3e-7, atol=1e-6 * (dim < 0))
+        torch.testing.assert_close(compute(kind, x + 1e7, dim), KINDS[kind](x + 1e7, dim), rtol=1e-4, atol=1e-4)
         x[0, 9] = NAN
         torch.testing.assert_close(compute(kind, x, dim), KINDS[kind](x, dim), rtol=1e-4, atol=1e-4, equal_nan=True)
 

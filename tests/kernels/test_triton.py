@@ -47,7 +47,9 @@ for type in ("*fp32", "*bf16"):
 
 @needs_triton
 @pytest.mark.parametrize(
-    "code, interpret", [(INTERPRETED, "1"), pytest.param(COMPILED, "0", marks=pytest.mark.slow)], ids=["run", "compiled"]
+    "code, interpret",
+    [(INTERPRETED, "1"), pytest.param(COMPILED, "0", marks=pytest.mark.slow)],
+    ids=["run", "built"],
 )
 def test_softmax_kernel(code, interpret, tmp_path):
     environment = os.environ | {"TRITON_INTERPRET": interpret, "TRITON_CACHE_DIR": str(tmp_path)}

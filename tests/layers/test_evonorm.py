@@ -91,7 +91,7 @@ def test_formula(kind):
 def test_gradients(kind):
     layer = make(kind, 4)
     names, parameters = zip(*layer.named_parameters())
-    x = batch(3, 4, 2, 2).requires_grad_()
+    x = batch(2, 4, 2, 2).requires_grad_()
 
     def call(x, *values):
         return torch.func.functional_call(layer, dict(zip(names, values)), (x,))
@@ -99,9 +99,8 @@ def test_gradients(kind):
     for mode in (True, False):
         layer.train(mode)
         assert gradcheck(call, (x, *parameters))
-    assert gradgradcheck(call, (x, *parameters))
     layer.train()
-    assert gradgradcheck(call, (x, *parameters))
+    assert gradgradcheck(call, (x, *parameters), fast_mode=True)
 
 
 @layers
@@ -338,8 +337,6 @@ def test_compile_and_export(kind, unchecked):
     layer.eval()
     exported = torch.export.export(layer, (x,)).module()
     torch.testing.assert_close(exported(x), layer(x), rtol=1e-5, atol=1e-5)
-    traced = torch.jit.trace(layer, x)
-    torch.testing.assert_close(traced(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -393,6 +390,7 @@ print("agree")
 """
 
 
+@pytest.mark.slow
 def test_agrees_with_timm_and_shares_its_state_dicts():
     """In a process of its own, because timm needs torchvision."""
     if find_spec("timm") is None:

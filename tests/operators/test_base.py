@@ -133,6 +133,16 @@ def test_norm_of_a_slowly_separating_spectrum(dtype):
     assert 0.999 <= norm <= 1 + 1e-5
 
 
+def test_norm_is_not_taken_in_by_a_crowd_of_smaller_singular_values():
+    class Diagonal(LinearOperator):
+        def A(self, x):
+            return torch.cat([x[..., :-1], 1.05 * x[..., -1:]], -1)
+
+        A_adjoint = A
+
+    assert operator_norm(Diagonal((10_000,), (10_000,)), tol=5e-3) == pytest.approx(1.05, rel=1e-3)
+
+
 def test_norm_of_zero_and_of_identity():
     assert operator_norm(Matrix(torch.zeros(3, 3))) == 0.0
     assert operator_norm(Matrix(torch.eye(3))) == pytest.approx(1.0, abs=1e-6)

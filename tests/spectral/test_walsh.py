@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import hadamard
 
+from hadamard.kernels import using
+from hadamard.kernels.walsh import reference, walsh
 from hadamard.spectral import fwht
 
 
@@ -37,6 +39,24 @@ def test_any_dimension_and_layout(generator):
 def test_gradient(norm, generator):
     x = torch.randn(2, 8, dtype=torch.float64, generator=generator, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: fwht(x, norm=norm), x)
+
+
+@pytest.mark.parametrize("path", ["auto", "portable", "torch"])
+@pytest.mark.parametrize("shape", [(3, 1), (5, 16), (2, 2**12), (2**16,), (1, 2**15)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_path_gives_the_same(path, shape, dtype, generator):
+    x = torch.randint(-9, 9, shape, generator=generator).to(dtype)
+    before = x.clone()
+    with using(path):
+        y = fwht(x)
+    assert torch.equal(y, reference(x))
+    assert torch.equal(x, before)
+
+
+def test_the_operator_is_registered_as_torch_wants_it(generator):
+    x = torch.randn(2, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+    torch.library.opcheck(walsh, (x,))
+    torch.testing.assert_close(torch.vmap(fwht)(x), fwht(x))
 
 
 @pytest.mark.bad_input

@@ -43,7 +43,9 @@ def test_shannon_entropy_is_kl_up_to_a_constant():
     reg = 0.1
     plan = sinkhorn(a, b, M, reg, tol=1e-12).plan
     kl = (plan * (plan / (a[:, None] * b)).log()).sum()
-    torch.testing.assert_close(objective(plan, M, reg), (plan * M).sum() + reg * kl - 2 * reg * torch.tensor(20.0).log())
+    torch.testing.assert_close(
+        objective(plan, M, reg), (plan * M).sum() + reg * kl - 2 * reg * torch.tensor(20.0).log()
+    )
 
 
 def test_batch_is_every_problem_by_itself():

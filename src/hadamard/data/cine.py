@@ -62,10 +62,10 @@ def beating_heart(frames: int = 24, size: int = 96, *, random_state: int = 0) ->
     heart = np.add((0.02, 0.12), rng.uniform(-0.03, 0.03, 2))
     reach = rng.uniform(0.94, 1.06)
     for offset, radii, squeeze, resting, gain, arrival in _HEART:
-        brightness = resting + gain / (1 + np.exp(-(time - arrival) / 0.06))
+        level = resting + gain / (1 + np.exp(-(time - arrival) / 0.06))
         shrunk = reach * np.asarray(radii) * (1 - squeeze * beat)[:, None]
         swing = np.stack([0.01 * beat, -0.008 * beat], -1)
-        series = _paint(series, heart + np.multiply(offset, reach) + swing, shrunk, brightness)
+        series = _paint(series, heart + np.multiply(offset, reach) + swing, shrunk, level)
     y, x = _grid(size)
     a, b, c, drift = rng.uniform(-1, 1, 4)
     phase = 0.8 * (a * x + b * y + c * x * y)[None] + 0.15 * drift * np.sin(2 * math.pi * time)[:, None, None] * x

@@ -24,7 +24,7 @@ from hadamard.validation import check_option
 __all__ = ["DataUnavailable", "Source", "available", "fetch", "sources"]
 
 
-class DataUnavailable(RuntimeError):
+class DataUnavailable(OSError):
     """The data is not in the cache and could not be brought there; the message says what to do."""
 
 

@@ -9,8 +9,7 @@ in time, nuclear norms of unfoldings of X (by default that of the matrix whose r
 complex numbers throughout. A primal-dual iteration needs one Fourier transform and one inverse each time.
 """
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,23 +18,23 @@ import torch
 from jaxtyping import Complex, Shaped
 from torch import Tensor, nn
 
+from hadamard.imaging._inputs import Physics, Weights, check_weights, measurements, progress_bar
 from hadamard.imaging._operators import Coils, Fourier, Masked, Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import LowRankPrior, TVPrior
-from hadamard.operators import LinearOperator, from_deepinv, operator_norm
+from hadamard.operators import LinearOperator, operator_norm
 from hadamard.proximal import soft
 from hadamard.results import Solution, warn_short
 from hadamard.spectral.fft import ifft_centred
-from hadamard.validation import check_option, check_range, check_tensor
+from hadamard.validation import check_range, check_tensor
 
 __all__ = ["RDLEDM", "CineReconstruction", "LowRankPrior", "TVPrior", "rdledm"]
 
-Weights = Mapping[str, float] | None
 Callback = Callable[[int, Tensor, float], None]
 
-TV: Weights = MappingProxyType({"space": 1.5e-3, "time": 1e-2})
-NUCLEAR: Weights = MappingProxyType({"casorati": 7e-4})
-ERROR: Weights = MappingProxyType({"l1": 2e-2})
+TV: Weights = MappingProxyType({"space": 6e-4, "time": 4e-3})
+NUCLEAR: Weights = MappingProxyType({"casorati": 2e-4})
+ERROR: Weights = MappingProxyType({"l1": 1e-2})
 
 _RELAXATION = 1.8
 
@@ -139,9 +138,9 @@ def rdledm(
     A second unfolding (``"mode-h"``, ``"mode-w"``) has no weight by default: on the series that the defaults were
     tuned on, total variation left it nothing to add.
 
-    The data term is one of the dual terms of Chambolle and Pock's iteration (over-relaxed, with a primal
-    step that shrinks from 4 to 1/4) rather than a smooth term with a gradient step: the primal step is then free of the operator's
-    norm, and a fraction of the iterations suffices.
+    The data term is one of the dual terms of Chambolle and Pock's iteration (over-relaxed, with a primal step that
+    shrinks from 4 to 1/4) rather than a smooth term with a gradient step: the primal step is then free of the
+    operator's norm, and a fraction of the iterations suffices.
 
     References
     ----------
@@ -160,7 +159,7 @@ def rdledm(
     >>> bool((result.image - series).norm() < 0.15 * series.norm())
     True
     """
-    kspace, sampled = _measurements(y, mask, sens)
+    kspace, sampled = measurements(y, mask, sens)
     dims = (-2, -1)
     if centred:  # the same measurements with the zero frequency at index 0: no shifts inside the iteration
         kspace = torch.fft.fft2(ifft_centred(kspace, dims), norm="ortho")
@@ -205,9 +204,9 @@ class RDLEDM(nn.Module):
         tol: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.tv = _weights(tv, "tv", ("space", "time"))
-        self.nuclear = _weights(nuclear, "nuclear", ("casorati", "mode-h", "mode-w"))
-        self.error = _weights(error, "error", ("l1", "fro", "tv", "nuclear"))
+        self.tv = check_weights(tv, "tv", ("space", "time"))
+        self.nuclear = check_weights(nuclear, "nuclear", ("casorati", "mode-h", "mode-w"))
+        self.error = check_weights(error, "error", ("l1", "fro", "tv", "nuclear"))
         if error and not self.error:
             raise ValueError("error must have a positive weight, or be None for no error component, got zeros only")
         self.max_iter = check_range(max_iter, "max_iter", 1)
@@ -238,7 +237,7 @@ class RDLEDM(nn.Module):
     ) -> CineReconstruction:
         """Reconstruct, and return the (complex) error component and the objective as well; see :func:`rdledm`."""
         check_tensor(y, "y")
-        op = _Physics(physics, y)
+        op = Physics(physics, y)
         kspace = y if y.is_complex() else torch.complex(y[:, 0], y[:, 1])
         return self._solve(kspace, op, 1.01 * operator_norm(op), callback, progress)
 
@@ -261,9 +260,9 @@ class RDLEDM(nn.Module):
         terms = [Term(lambda p, s: (p - s * y) / (1 + s), data, float(parts))]
         for part, prior in priors:
             measured = prior.operator((1, *shape[1:])) @ Part(shape, part)
-            terms.append(Term(lambda p, _, prior=prior: prior.project_dual(p), measured, prior.norm_squared))
+            terms.append(Term(_dual_projection(prior), measured, prior.norm_squared))
         trace: list[float] = []
-        with _progress_bar(self.max_iter, progress) as advance:
+        with progress_bar(self.max_iter, progress) as advance:
 
             def watch(iteration: int, x: Tensor, change: float) -> None:
                 trace.append(self._objective(x, data, y, priors))
@@ -320,91 +319,13 @@ class RDLEDM(nn.Module):
         return float(total)
 
 
+def _dual_projection(prior: TVPrior | LowRankPrior) -> Callable[[Tensor, float], Tensor]:
+    return lambda p, _: prior.project_dual(p)
+
+
 def _step(iteration: int) -> float:
     """Large steps find the image, small ones then settle the edges; constant from iteration 190 on."""
     return max(4 * 0.5 ** (max(iteration - 30, 0) / 40), 0.25)
-
-
-class _Physics(LinearOperator):
-    """Somebody's physics, on whole batches of complex series."""
-
-    def __init__(self, physics: Any, y: Tensor) -> None:
-        if not (hasattr(physics, "A") and hasattr(physics, "A_adjoint")):
-            raise TypeError(f"physics must have A and A_adjoint, got {type(physics).__name__}")
-        image = check_tensor(physics.A_adjoint(y), "physics.A_adjoint(y)", ndim=5)
-        two = not y.is_complex()
-        if image.is_complex() == two or image.shape[1] != 1 + two:
-            raise ValueError(
-                "physics.A_adjoint(y) must be complex of shape (B, 1, T, H, W), or real of shape (B, 2, T, H, W) like "
-                f"y, got {image.dtype} of shape {tuple(image.shape)} from y of dtype {y.dtype}"
-            )
-        batch, _, *series = image.shape
-        super().__init__((batch, 1, *series), (batch, *y.shape[1 + two :]))
-        self.two = two
-        like = image.new_empty(0, dtype=torch.promote_types(image.dtype, torch.complex64))
-        self.register_buffer("like", like, persistent=False)
-        inner = from_deepinv(physics, tuple(image.shape[1:]), complex_channels=True) if two else physics
-        self.physics = inner
-
-    def A(self, x: Tensor) -> Tensor:
-        return self.physics.A(x[:, 0] if self.two else x)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        image = self.physics.A_adjoint(y)
-        return image[:, None] if self.two else image
-
-
-class _progress_bar:
-    """A bar that is advanced with (iteration, objective), or nothing at all."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self.total, self.show = total, show
-
-    def __enter__(self) -> Callable[[int, float], None]:
-        if not self.show:
-            return lambda iteration, objective: None
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[objective]}"))
-        self.bar = Progress(*columns, TimeElapsedColumn())
-        self.bar.start()
-        task = self.bar.add_task("rdledm", total=self.total, objective="")
-        return lambda iteration, objective: self.bar.update(
-            task, completed=iteration, objective=f"iteration {iteration}, objective {objective:.5g}"
-        )
-
-    def __exit__(self, *_: Any) -> None:
-        if self.show:
-            self.bar.stop()
-
-
-def _measurements(y: Tensor, mask: Tensor, sens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """k-space as (B, C, T, H, W) and the mask as real numbers that broadcast against it, checked."""
-    check_tensor(y, "y", ndim=(3, 4, 5), dtype="complex")
-    kspace = y.reshape((1,) * (5 - y.ndim) + tuple(y.shape))
-    batch, coils, frames, height, width = kspace.shape
-    check_tensor(mask, "mask", ndim=(2, 3, 5), dtype=None)
-    wanted = {2: (height, width), 3: (frames, height, width), 5: (batch, 1, frames, height, width)}[mask.ndim]
-    if tuple(mask.shape) != wanted:
-        raise ValueError(f"mask must have shape {wanted} to fit y of shape {tuple(y.shape)}, got {tuple(mask.shape)}")
-    if not ((mask == 0) | (mask == 1)).all():
-        raise ValueError("mask must hold zeros and ones only")
-    if sens is not None:
-        check_tensor(sens, "sens", ndim=(3, 4), shape=(coils, height, width), dtype=y.dtype)
-    elif coils > 1:
-        raise ValueError(f"sens must be given for {coils} coils (y of shape {tuple(y.shape)})")
-    empty = int((~(mask != 0).flatten(-2).any(-1)).sum())
-    if empty:
-        warnings.warn(f"{empty} frame(s) have no samples and are made up from the others", stacklevel=3)
-    return kspace, mask.to(y.real.dtype)
-
-
-def _weights(given: Weights, name: str, known: tuple[str, ...]) -> dict[str, float]:
-    """The positive weights among those given."""
-    for key, weight in (given or {}).items():
-        check_option(key, f"a key of {name}", known)
-        check_range(weight, f"{name}[{key!r}]", 0)
-    return {key: float(weight) for key, weight in (given or {}).items() if weight > 0}
 
 
 def _with_rank(result: CineReconstruction, ndim: int) -> CineReconstruction:

@@ -290,4 +290,4 @@ def _world() -> int:
 
 
 def _written_out() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling()

@@ -202,7 +202,7 @@ def sketched(
     Each observation is added with a random sign to one of the ``6 k`` buckets of its row (CountSketch); a row with
     fewer observations than that keeps each apart, so that its factor is exact.
     """
-    k, buckets = design.shape[1], 1 * design.shape[1]
+    k, buckets = design.shape[1], 6 * design.shape[1]
     n, device = pattern.shape[0], design.device
     place = torch.arange(pattern.rows.numel(), device=device) - pattern.each(pattern.starts[:-1])
     drawn = torch.randint(buckets, place.shape, generator=generator, device=device)

@@ -1,7 +1,9 @@
 """Linear maps with ``A``, ``A_adjoint`` and ``A_dagger``: composition, batching, autograd."""
 
-from hadamard.operators.base import LinearOperator, Matrix, operator_norm, stack, with_adjoint
+from hadamard.operators.base import LinearOperator, operator_norm, stack
 from hadamard.operators.deepinv import from_deepinv, to_deepinv
+from hadamard.operators.gradient import with_adjoint
+from hadamard.operators.matrix import Matrix
 from hadamard.operators.sparse import SparseMatrix, sampled_product
 
 __all__ = [

@@ -1,10 +1,10 @@
 """Linear operators: ``A``, ``A_adjoint`` and ``A_dagger`` on batches, composed, stacked and differentiated."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from numbers import Number
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from hadamard.results import warn_short
 from hadamard.solvers.cg import cg
 from hadamard.validation import check_range, check_tensor
 
-__all__ = ["LinearOperator", "Matrix", "operator_norm", "stack", "with_adjoint"]
+__all__ = ["LinearOperator", "operator_norm", "stack"]
 
 
 class LinearOperator(nn.Module, ABC):
@@ -35,7 +35,7 @@ class LinearOperator(nn.Module, ABC):
     -----
     The adjoint is that of the conjugating inner product: ``<A x, y> = <x, A_adjoint y>`` with
     ``<u, v> = sum(conj(u) * v)``. Where ``A`` consists of torch operations, its gradient is the adjoint already; where
-    it does not, :func:`with_adjoint` says so to autograd.
+    it does not, :func:`~hadamard.operators.gradient.with_adjoint` says so to autograd.
 
     Examples
     --------
@@ -120,62 +120,6 @@ class LinearOperator(nn.Module, ABC):
         return _Scaled(self, scale)
 
 
-class Matrix(LinearOperator):
-    """A dense matrix as an operator.
-
-    Parameters
-    ----------
-    matrix
-        Of shape (m, n), real or complex.
-    in_shape, out_shape
-        Shapes of ``n`` and ``m`` entries that inputs and outputs have; ``None``: vectors.
-
-    Raises
-    ------
-    TypeError
-        If ``matrix`` is not a floating or complex tensor.
-    ValueError
-        If it is not a matrix, not finite, or the shapes have other numbers of entries.
-
-    Examples
-    --------
-    >>> op = Matrix(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
-    >>> op.A_dagger(torch.tensor([1.0, 1.0]))
-    tensor([0.5000, 0.2500])
-    """
-
-    matrix: Tensor
-
-    def __init__(
-        self,
-        matrix: Inexact[Tensor, "m n"],
-        in_shape: Sequence[int] | None = None,
-        out_shape: Sequence[int] | None = None,
-    ) -> None:
-        m, n = check_tensor(matrix, "matrix", ndim=2).shape
-        super().__init__((n,) if in_shape is None else in_shape, (m,) if out_shape is None else out_shape)
-        for shape, size, name in ((self.in_shape, n, "in_shape"), (self.out_shape, m, "out_shape")):
-            if np.prod(shape) != size:
-                raise ValueError(f"{name} must have {size} entries, got {shape}")
-        self.register_buffer("matrix", matrix)
-
-    def A(self, x: Tensor) -> Tensor:
-        """Apply the operator: (..., *in_shape) to (..., *out_shape)."""
-        batch = self.check_in(x).shape[: x.ndim - len(self.in_shape)]
-        return _matmul(x.reshape(*batch, -1), self.matrix.T).reshape(*batch, *self.out_shape)
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        """Apply the adjoint: (..., *out_shape) to (..., *in_shape)."""
-        batch = self.check_out(y).shape[: y.ndim - len(self.out_shape)]
-        return _matmul(y.reshape(*batch, -1), self.matrix.conj()).reshape(*batch, *self.in_shape)
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        """Apply the Moore-Penrose inverse (exact): (..., *out_shape) to (..., *in_shape)."""
-        batch = self.check_out(y).shape[: y.ndim - len(self.out_shape)]
-        inverse = torch.linalg.pinv(self.matrix)
-        return _matmul(y.reshape(*batch, -1), inverse.T).reshape(*batch, *self.in_shape)
-
-
 def stack(operators: Sequence[LinearOperator]) -> LinearOperator:
     """Apply several operators to the same input and stack their outputs on a new first axis (after the batch).
 
@@ -196,6 +140,7 @@ def stack(operators: Sequence[LinearOperator]) -> LinearOperator:
 
     Examples
     --------
+    >>> from hadamard.operators import Matrix
     >>> op = stack([Matrix(torch.eye(2)), 3.0 * Matrix(torch.eye(2))])
     >>> op(torch.tensor([1.0, 2.0]))
     tensor([[1., 2.],
@@ -244,6 +189,7 @@ def operator_norm(
 
     Examples
     --------
+    >>> from hadamard.operators import Matrix
     >>> round(operator_norm(Matrix(torch.diag(torch.tensor([3.0, 1.0]))), tol=1e-6), 4)
     3.0
     """
@@ -273,51 +219,6 @@ def operator_norm(
             before, v = v, w / beta
     warn_short(f"operator_norm stopped after {max_iter} steps at residual {residual / value:.3g}, above tol={tol:g}")
     return value**0.5
-
-
-def with_adjoint(x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a linear map that autograd cannot see through; its gradient is ``adjoint``.
-
-    Parameters
-    ----------
-    x
-        The input.
-    forward, adjoint
-        The map and its adjoint; each may leave torch. Both may be differentiated any number of times.
-
-    Returns
-    -------
-    Tensor
-        ``forward(x)``.
-
-    Examples
-    --------
-    >>> x = torch.ones(2, requires_grad=True)
-    >>> y = with_adjoint(x, lambda u: torch.from_numpy(3 * u.numpy()), lambda v: 3 * v)
-    >>> y.sum().backward()
-    >>> x.grad
-    tensor([3., 3.])
-    """
-    if not (torch.is_grad_enabled() and x.requires_grad):
-        return forward(x)
-    return _Linear.apply(x, forward, adjoint)
-
-
-class _Linear(torch.autograd.Function):
-    """A linear map whose backward is the adjoint, itself a linear map of the same kind."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, forward: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        ctx.maps, ctx.complex = (forward, adjoint), x.is_complex()
-        return forward(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        forward, adjoint = ctx.maps
-        grad = _Linear.apply(grad, adjoint, forward)
-        return (grad if ctx.complex or not grad.is_complex() else grad.real), None, None
 
 
 class _Composition(LinearOperator):
@@ -393,12 +294,6 @@ def _like(op: LinearOperator) -> Tensor:
     types = [c.dtype for c in constants if c.dtype.is_floating_point or c.dtype.is_complex]
     dtype = reduce(torch.promote_types, types) if types else torch.get_default_dtype()
     return torch.empty(0, dtype=dtype, device=constants[0].device if constants else None)
-
-
-def _matmul(x: Tensor, matrix: Tensor) -> Tensor:
-    """Matrix product in the wider of the two types."""
-    dtype = torch.promote_types(x.dtype, matrix.dtype)
-    return x.to(dtype) @ matrix.to(dtype)
 
 
 def _dot(u: Tensor, v: Tensor) -> float:

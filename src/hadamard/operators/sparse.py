@@ -9,7 +9,8 @@ from jaxtyping import Inexact, Integer
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
-from hadamard.operators.base import LinearOperator, with_adjoint
+from hadamard.operators.base import LinearOperator
+from hadamard.operators.gradient import with_adjoint
 from hadamard.validation import check_same, check_tensor
 
 __all__ = ["SparseMatrix", "sampled_product"]

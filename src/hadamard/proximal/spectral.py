@@ -155,12 +155,7 @@ def spectral_ball(
     Returns
     -------
     Tensor
-        ``U diag(min(s, r)) V^H``, computed as ``M - svt(M, r)``.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As :func:`svt`.
+        ``U diag(min(s, r)) V^H``, computed as ``M - svt(M, r)``. Errors are those of :func:`svt`.
 
     Examples
     --------

@@ -1,9 +1,9 @@
 """The dense fast Walsh-Hadamard transform."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hadamard.kernels.walsh import walsh
 from hadamard.validation import check_option, check_tensor
 
 __all__ = ["fwht"]
@@ -28,6 +28,8 @@ def fwht(x: Float[Tensor, "*shape"], dim: int = -1, norm: str = "backward") -> F
 
     Raises
     ------
+    TypeError
+        If ``x`` is not a floating tensor.
     ValueError
         If the size is no power of two, or ``norm`` is unknown.
 
@@ -44,24 +46,5 @@ def fwht(x: Float[Tensor, "*shape"], dim: int = -1, norm: str = "backward") -> F
     if n & (n - 1):
         raise ValueError(f"x must have a power of two entries along dim {dim}, got {n}")
     scale = {"backward": 1.0, "ortho": n**-0.5, "forward": 1 / n}[norm]
-    y = _butterflies(x.movedim(dim, -1).contiguous())
+    y = walsh(x.movedim(dim, -1))
     return (y if norm == "backward" else y * scale).movedim(-1, dim)
-
-
-def _butterflies(x: Tensor) -> Tensor:
-    """The transform along the last dimension, by products with small Hadamard matrices."""
-    n = x.shape[-1]
-    shape, y, done = x.shape, x, 1
-    while done < n:
-        radix = min(64, n // done)
-        h = _matrix(radix, x)
-        y = (h @ y.reshape(-1, n // (done * radix), radix, done)).reshape(shape)
-        done *= radix
-    return y
-
-
-def _matrix(n: int, like: Tensor) -> Tensor:
-    h = like.new_ones(1, 1)
-    while h.shape[0] < n:
-        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
-    return h

@@ -1,9 +1,10 @@
 """The Hessian of the entropic dual: its sparse part, systems with it, and the gradients that it gives for nothing.
 
-With the plan ``P = exp((f + g - C) / reg)`` and its sums ``r = P 1`` and ``c = P^T 1``, the dual's Hessian in ``f / reg``
-and ``g / reg`` is ``-[[diag(r), P], [P^T, diag(c)]]``. Eliminating the second block leaves ``diag(r) - P diag(c)^-1 P^T``,
-a graph Laplacian over the sources. At small ``reg`` nearly all mass lies in a few entries of ``P``: the others are left
-out of the product, while the diagonal keeps the whole sums, so that what remains is still positive semidefinite.
+With the plan ``P = exp((f + g - C) / reg)`` and its sums ``r = P 1`` and ``c = P^T 1``, the dual's Hessian in
+``f / reg`` and ``g / reg`` is ``-[[diag(r), P], [P^T, diag(c)]]``. Eliminating the second block leaves
+``diag(r) - P diag(c)^-1 P^T``, a graph Laplacian over the sources. At small ``reg`` nearly all mass lies in a few
+entries of ``P``: the others are left out of the product, while the diagonal keeps the whole sums, so that what remains
+is still positive semidefinite.
 """
 
 import math
@@ -34,10 +35,10 @@ def significant_entries(P: Tensor, budget: Tensor) -> Tensor:
     Entries are left out by powers of two, so that nothing needs to be sorted. Returns ascending flat indices.
     """
     batch, n, m = P.shape
-    floor = budget / (n * m)  # entries below it hold less than the budget, however many there are
-    places = (P > floor[:, None, None]).flatten().nonzero()[:, 0]
+    floor = (budget / (n * m))[:, None, None]  # entries below it hold less than the budget, however many there are
+    places = (floor < P).flatten().nonzero()[:, 0]
     values, problem = P.flatten()[places], places // (n * m)
-    octave = torch.frexp(values / floor[problem])[1].clamp_(max=_OCTAVES - 1) + _OCTAVES * problem
+    octave = torch.frexp(values / floor.flatten()[problem])[1].clamp_(max=_OCTAVES - 1) + _OCTAVES * problem
     held = values.new_zeros(batch * _OCTAVES).index_add_(0, octave, values).view(batch, _OCTAVES)
     below = (P.sum((1, 2)) - held.sum(1)).clamp_min(0)
     dropped = (held.cumsum(1) + below[:, None] <= budget[:, None]).sum(1)

@@ -113,9 +113,7 @@ class TransportProblem:
         return x.reshape(*self.batch, n, m)
 
 
-def check_histograms(
-    a: Tensor | None, b: Tensor | None, M: Tensor
-) -> tuple[Tensor, Tensor, Tensor, TransportProblem]:
+def check_histograms(a: Tensor | None, b: Tensor | None, M: Tensor) -> tuple[Tensor, Tensor, Tensor, TransportProblem]:
     """Check two histograms and a cost matrix, and reduce them to the points that have mass.
 
     Parameters

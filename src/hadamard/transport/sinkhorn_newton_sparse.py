@@ -1,6 +1,6 @@
 """Entropic optimal transport to machine precision in a few Newton steps, each with a sparse Hessian."""
 
-from typing import Any
+import math
 
 import torch
 from jaxtyping import Float
@@ -8,7 +8,11 @@ from torch import Tensor
 
 from hadamard.results import warn_short
 from hadamard.transport.hessian import (
-    ReducedHessian, gibbs_plan, largest_entries, optimal_plan, significant_entries,
+    ReducedHessian,
+    gibbs_plan,
+    largest_entries,
+    optimal_plan,
+    significant_entries,
 )  # fmt: skip
 from hadamard.transport.problem import TransportPlan, TransportProblem, check_histograms
 from hadamard.transport.sinkhorn import annealed, log_step, start
@@ -16,6 +20,7 @@ from hadamard.validation import check_option, check_range
 
 __all__ = ["sinkhorn_newton_sparse"]
 
+_EASY = 100.0  # at this part of the costs' range, as reg, Newton's steps are good from a warm start on
 _LONGEST = 100.0  # longest step of a potential, in units of reg: exp(100) is far from overflow
 
 
@@ -29,7 +34,7 @@ def sinkhorn_newton_sparse(
     warm_start: int = 20,
     init: tuple[Tensor, Tensor] | None = None,
     tol: float = 1e-9,
-    max_iter: int = 100,
+    max_iter: int = 200,
 ) -> TransportPlan:
     """Move mass at the least cost plus entropy, to machine precision, where Sinkhorn's iteration takes very long.
 
@@ -86,10 +91,11 @@ def sinkhorn_newton_sparse(
     Everything is computed in float64, whatever the type of ``M``, and returned in that type. Where this departs from
     the paper: ``reg`` falls during the warm start. The potentials of the targets are eliminated: after each step they
     are matched to ``b`` exactly, so that Newton's system is the Schur complement over the sources and nothing can
-    overflow. The Hessian is damped in proportion to the violation (Levenberg and Marquardt), which is what keeps
-    Newton's steps sensible where the kept entries fall into nearly separate groups; the diagonal keeps the plan's whole
-    sums. Its systems are solved by conjugate gradients with the Schur complement's own diagonal as preconditioner, no
-    more accurately than the violation is worth. Away from the solution the line search may lengthen a step too.
+    overflow. The Hessian is damped in proportion to the violation (Levenberg and Marquardt); the diagonal keeps the
+    plan's whole sums. Its systems are solved by conjugate gradients with the Schur complement's own diagonal as
+    preconditioner, no more accurately than the violation is worth. The line search may lengthen a step too. Where
+    Newton's steps are of no use (the kept entries fall into groups that hardly exchange mass) the solution is followed
+    from a larger ``reg``, halved again and again.
 
     References
     ----------
@@ -115,61 +121,109 @@ def sinkhorn_newton_sparse(
     else:
         check_range(rho, "rho", 0, 1, closed="right")
     a, b, M, problem = check_histograms(a, b, M)
+    newton = _Newton(problem, reg, rho, max_iter)
     with torch.no_grad():
-        if init is None:
-            x, y = annealed(problem, reg, warm_start)
-        else:
-            y = start(problem, init, reg)
-            warm_start, (x, y) = 1, log_step(problem.a, problem.b, problem.cost, y, reg)
-        x, y, report = _newton(problem, x, y, reg, rho, tol, max_iter)
-    steps, residual = report["newton_steps"], report["residuals"][-1]
+        x, y = newton.start(warm_start, init)
+        x, y, residual = newton.run(x, y, reg, tol, hasty=True)
+        if newton.lost:
+            x, y, residual = newton.follow(warm_start, tol)
     message = ""
     if not residual <= tol:
-        why = "stopped" if steps == max_iter else "can get no nearer in float64: it stopped"
-        message = f"sinkhorn_newton_sparse {why} after {steps} Newton steps at residual {residual:.3g}, above tol={tol:g}"
+        why = "stopped" if newton.steps == max_iter else "can get no nearer in float64: it stopped"
+        where = f"after {newton.steps} Newton steps at residual {residual:.3g}, above tol={tol:g}"
+        message = f"sinkhorn_newton_sparse {why} {where}"
         warn_short(message)
-    found = {"iterations": warm_start + steps, "residual": residual, "converged": not message, "message": message}
-    return optimal_plan(a, b, M, problem, x, y, reg, **found, extras=report)
+    found = {"iterations": newton.sinkhorn_steps + newton.steps, "residual": residual, "converged": not message}
+    extras = {"newton_steps": newton.steps, "cg_steps": newton.cg_steps, **newton.history}
+    return optimal_plan(a, b, M, problem, x, y, reg, **found, message=message, extras=extras)
 
 
-def _newton(
-    problem: TransportProblem, x: Tensor, y: Tensor, reg: float, rho: float | str, tol: float, max_iter: int
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Take Newton steps; return potentials in units of ``reg`` and what happened."""
-    a, b, mass = problem.a, problem.b, problem.mass
-    report: dict[str, Any] = {"newton_steps": 0, "cg_steps": 0, "residuals": [], "kept": []}
-    damping, best, stalled = torch.full_like(mass, 0.1), float("inf"), 0
-    while True:
-        x, y, P, rows, columns = _matched(problem, x, y, reg)
-        gradient = torch.where(a > 0, a - rows, 0)
-        violation = gradient.abs().sum(1) + torch.where(b > 0, b - columns, 0).abs().sum(1)
-        relative = violation / mass
-        report["residuals"].append(float(relative.max()))
-        active = relative > tol
-        best, stalled = min(best, report["residuals"][-1]), stalled * (report["residuals"][-1] > 0.9 * best)
-        if not bool(active.any()) or report["newton_steps"] == max_iter or stalled == 3:
-            break
-        if rho == "auto":
-            places = significant_entries(P, torch.minimum(0.1 * violation, 0.01 * mass))
-        else:
-            places = largest_entries(P, float(rho))
-        hessian = ReducedHessian(P, rows, columns, places, (damping * relative)[:, None] * torch.maximum(a, rows))
-        accuracy = min(0.1, float(relative[active].min()) ** 0.5)
-        gradient = torch.where(active[:, None], gradient - a * (gradient.sum(1) / mass)[:, None], 0)
-        direction, cg_steps = hessian.solve(gradient, accuracy)
-        direction = torch.where(a > 0, direction - (a * direction).sum(1, keepdim=True) / mass[:, None], 0)
-        step, length, sure = _line_search(P, a, b, columns, direction, gradient, violation)
-        report["newton_steps"] += 1
-        report["cg_steps"] += cg_steps
-        report["kept"].append(hessian.entries / rows.numel())
-        stalled = 0 if bool((active & sure).any()) else stalled + 1
-        x, y = x + step[0], y + step[1]
-        damping = torch.where(length >= 1, damping / 8, torch.where(length >= 0.3, damping * 2, damping * 8))
-        damping = damping.clamp(1e-12, 1e3)
-    return x, y, report
+class _Newton:
+    """Newton's iteration on the dual of one problem (or one batch), with its counters."""
+
+    def __init__(self, problem: TransportProblem, reg: float, rho: float | str, max_iter: int) -> None:
+        self.problem, self.reg, self.rho, self.max_iter = problem, reg, rho, max_iter
+        self.steps = self.cg_steps = self.sinkhorn_steps = 0
+        self.history: dict[str, list[float]] = {"residuals": [], "kept": []}
+        self.lost = False
+
+    def start(self, warm_start: int, init: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """The first potentials in units of ``reg``."""
+        p = self.problem
+        self.sinkhorn_steps += warm_start if init is None else 1
+        if init is None:
+            return annealed(p, self.reg, warm_start)
+        return log_step(p.a, p.b, p.cost, start(p, init, self.reg), self.reg)
+
+    def follow(self, warm_start: int, tol: float) -> tuple[Tensor, Tensor, float]:
+        """Follow the solution from a ``reg`` at which it is easy to find, halving it, to the one that is wanted.
+
+        Each level starts from the line through the solutions of the last two: for small ``reg`` the potentials are
+        nearly linear in it.
+        """
+        cost = self.problem.cost[torch.isfinite(self.problem.cost)]
+        easy = max(self.reg, float(cost.max() - cost.min()) / _EASY)
+        halvings = math.ceil(math.log2(easy / self.reg))
+        x, y = annealed(self.problem, easy, warm_start)
+        self.sinkhorn_steps += warm_start
+        solved: list[tuple[float, Tensor, Tensor]] = []
+        for reg in [easy / 2**k for k in range(halvings)] + [self.reg]:
+            if solved:
+                x, y = self._ahead(solved, reg)
+            x, y, residual = self.run(x, y, reg, tol if reg == self.reg else 0.01)
+            solved.append((reg, reg * x, reg * y))
+        return x, y, residual
+
+    def _ahead(self, solved: list[tuple[float, Tensor, Tensor]], reg: float) -> tuple[Tensor, Tensor]:
+        """Continue the line through the last two solutions to the next ``reg``."""
+        now, f, g = solved[-1]
+        before, f_before, g_before = solved[max(len(solved) - 2, 0)]
+        share = (reg - now) / (now - before) if len(solved) > 1 else 0.0
+        x, y = ((h + share * (h - h_before)) / reg for h, h_before in ((f, f_before), (g, g_before)))
+        no_a, no_b = self.problem.a == 0, self.problem.b == 0
+        return x.masked_fill(no_a, -torch.inf), y.masked_fill(no_b, -torch.inf)
+
+    def run(self, x: Tensor, y: Tensor, reg: float, tol: float, hasty: bool = False) -> tuple[Tensor, Tensor, float]:
+        """Take Newton steps at one ``reg``, from and to potentials in units of it; return the residual too.
+
+        In haste it gives up, and is ``lost``, once a step is only good if it is much shortened.
+        """
+        a, b, mass = self.problem.a, self.problem.b, self.problem.mass
+        damping, best, stalled = torch.full_like(mass, 0.1), float("inf"), 0
+        while True:
+            x, y, P, rows, columns = _matched(self.problem, x, y, reg)
+            gradient = torch.where(a > 0, a - rows, 0)
+            violation = gradient.abs().sum(1) + torch.where(b > 0, b - columns, 0).abs().sum(1)
+            relative = violation / mass
+            residual, active = float(relative.max()), relative > tol
+            self.history["residuals"].append(residual)
+            best, stalled = min(best, residual), stalled if residual > 0.9 * best else 0
+            if not bool(active.any()) or self.steps == self.max_iter or stalled == 3:
+                return x, y, residual
+            if self.rho == "auto":
+                places = significant_entries(P, torch.minimum(0.1 * violation, 0.01 * mass))
+            else:
+                places = largest_entries(P, float(self.rho))
+            hessian = ReducedHessian(P, rows, columns, places, (damping * relative)[:, None] * torch.maximum(a, rows))
+            gradient = torch.where(active[:, None], gradient - a * (gradient.sum(1) / mass)[:, None], 0)
+            direction, cg_steps = hessian.solve(gradient, min(0.1, float(relative[active].min()) ** 0.5))
+            direction = torch.where(a > 0, direction - (a * direction).sum(1, keepdim=True) / mass[:, None], 0)
+            step, length, sure = _line_search(P, a, b, columns, direction, gradient, violation)
+            self.steps += 1
+            self.cg_steps += cg_steps
+            self.history["kept"].append(hessian.entries / rows.numel())
+            if hasty and bool((active & sure & (length < 0.3)).any()):
+                self.lost = True
+                return x, y, residual
+            stalled = 0 if bool((active & sure).any()) else stalled + 1
+            x, y = x + step[0], y + step[1]
+            damping = torch.where(length >= 1, damping / 8, torch.where(length >= 0.3, damping * 2, damping * 8))
+            damping = damping.clamp(1e-12, 1e3)
 
 
-def _matched(problem: TransportProblem, x: Tensor, y: Tensor, reg: float) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _matched(
+    problem: TransportProblem, x: Tensor, y: Tensor, reg: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The plan of the potentials and its sums, with the targets' potentials set so that its columns match ``b``."""
     while True:
         P = gibbs_plan(x, y, problem.cost, reg)
@@ -216,7 +270,9 @@ def _line_search(
         y_longer, gain_longer, left_longer = evaluate(longer)
         better = (gain_longer > 1.3 * gain) & sure | (gain_longer > gain - noise) & (left_longer < 0.5 * left)
         growing = growing & better
-        length, gain, left = (torch.where(growing, new, old) for new, old in ((longer, length), (gain_longer, gain), (left_longer, left)))
+        length, gain, left = (
+            torch.where(growing, new, old) for new, old in ((longer, length), (gain_longer, gain), (left_longer, left))
+        )
         y = torch.where(growing[:, None], y_longer, y)
     x = length[:, None] * direction
     return (x, torch.where(length[:, None] > 0, y, 0)), length, sure

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor
 
 from hadamard.claims import Bar, Claim, Contender, Interval, Measure, Results
@@ -16,6 +15,7 @@ from hadamard.claims.plots import bars, lines
 from hadamard.data import movielens_100k
 from hadamard.learning import LowRank, complete
 from hadamard.learning._regressions import Observations, conjugate, exact, observe
+from hadamard.operators import SparseMatrix, sampled_product
 from hadamard.proximal import svt
 
 __all__ = ["claim"]
@@ -194,29 +194,34 @@ def _nuclear_norm(case: Grid) -> list[list[Tensor]]:
 
 
 def _soft_impute(case: Ratings) -> Tensor:
-    """Fill in, shrink the singular values, repeat: 15 times with a shrinkage of 16 and a rank of at most 20."""
+    """Fill in, shrink the singular values, repeat; rank, shrinkage and iterations chosen as ours were."""
     return _impute(case, rank=20, shrink=16.0, times=15)
 
 
 def _iterative_svd(case: Ratings) -> Tensor:
-    """Fill in, truncate to rank 10, repeat: 3 times, after which it fits the noise."""
-    return _impute(case, rank=10, shrink=0.0, times=3)
+    """Fill in, truncate, repeat; rank and iterations chosen as ours were: with more of either it fits the noise."""
+    return _impute(case, rank=5, shrink=0.0, times=5)
 
 
 def _impute(case: Ratings, rank: int, shrink: float, times: int) -> Tensor:
+    """Iterate without ever writing the filled table down: it is sparse plus low rank, and so are its products."""
     (i, j), values = case.indices.cpu(), case.values.cpu()
     mean, b, c = values.mean(), torch.zeros(case.shape[0]), torch.zeros(case.shape[1])
     for _ in range(10):
         c = torch.zeros_like(c).index_add_(0, j, values - mean - b[i]) / (torch.bincount(j, minlength=len(c)) + 10)
         b = torch.zeros_like(b).index_add_(0, i, values - mean - c[j]) / (torch.bincount(i, minlength=len(b)) + 5)
-    rest = (values - mean - b[i] - c[j]).numpy()
-    filled = np.zeros(case.shape, np.float32)
+    rest = SparseMatrix.from_entries(torch.stack([i, j]), values - mean - b[i] - c[j], case.shape)
+    rows, columns = rest.csr.crow_indices(), rest.csr.col_indices()
+    V = torch.linalg.qr(torch.randn(case.shape[1], rank, generator=torch.Generator().manual_seed(0)))[0]
+    US = torch.zeros(case.shape[0], rank)
     for _ in range(times):
-        filled[i.numpy(), j.numpy()] = rest
-        U, s, Vt = randomized_svd(filled, rank, random_state=0)
-        filled = (U * np.maximum(s - np.float32(shrink), 0)) @ Vt
+        missing = rest.csr.values() - sampled_product(rest, US, V)
+        left = SparseMatrix(torch.sparse_csr_tensor(rows, columns, missing, case.shape))
+        Q = torch.linalg.qr(left.A(V.T).T + US @ (V.T @ V))[0]
+        V, s, Wt = torch.linalg.svd(left.A_adjoint(Q.T).T + V @ (US.T @ Q), full_matrices=False)
+        US = (Q @ Wt.T) * torch.clamp(s - shrink, min=0)
     i, j = case.unseen.cpu()
-    return (torch.from_numpy(filled)[i, j] + mean + b[i] + c[j]).to(case.answers)
+    return ((US[i] * V[j]).sum(-1) + mean + b[i] + c[j]).to(case.answers)
 
 
 def _surprise(case: Ratings) -> Tensor:
@@ -319,6 +324,10 @@ _MOVIES = "test RMSE <= SoftImpute's (own reference) and IterativeSVD at equal r
 _RATE = "time(cg)/time(cholesky) <= .5 at k=160 and error ratio <= 2; slope over k=40..160: cg <= .7, exact >= 1.0"
 _ROBUST = "final error floor proportional to eps_0 (slope 1 +- .2), no divergence"
 _POINT = "50% point within 1.2x of exact ALS's, and <= nuclear-norm's"
+_BASELINES = (
+    "Both baselines run here in their sparse-plus-low-rank form, stopped where they are best: a step of theirs then "
+    "costs what a step of ours does. The dense implementations that are commonly installed are far slower."
+)
 _SMALL = {"small": 400, "grid": 60, "k": 3, "shares": (0.2, 0.3, 0.4), "trials": 3,
           "surprise": {"n_factors": 20, "n_epochs": 20, "lr_all": 0.015, "reg_all": 0.08}}  # fmt: skip
 
@@ -377,11 +386,9 @@ claim = Claim(
         Bar("MovieLens-100k: test RMSE at most that of IterativeSVD", "card, claim 4", _MOVIES, "<=", 1.0,
             _over(MOVIES, "error", OURS, ITERATIVE)),
         Bar("MovieLens-100k: at most a third of the time of SoftImpute", "card, claim 4", _MOVIES, "<=", 1 / 3,
-            lambda r: r.ratio(MOVIES, OURS, SOFT), seconds=True),
+            lambda r: r.ratio(MOVIES, OURS, SOFT), seconds=True, why=_BASELINES),
         Bar("MovieLens-100k: at most a third of the time of IterativeSVD", "card, claim 4", _MOVIES, "<=", 1 / 3,
-            lambda r: r.ratio(MOVIES, OURS, ITERATIVE), seconds=True,
-            why="IterativeSVD is stopped after three iterations, where its error is least and still larger than ours; "
-                "more iterations would make it slower and worse."),
+            lambda r: r.ratio(MOVIES, OURS, ITERATIVE), seconds=True, why=_BASELINES),
     ],
     plot=_plot,
     requires=["surprise"],

@@ -74,5 +74,6 @@ def _undersample(series: Tensor, acceleration: float, seed: int) -> tuple[Tensor
     from hadamard.data.cine import kt_mask
     from hadamard.spectral.fft import fft_centred
 
-    mask = kt_mask(*series.shape[-3:], acceleration=acceleration, random_state=seed)
+    frames, height, width = series.shape[-3:]
+    mask = kt_mask(frames, height, width, acceleration, random_state=seed)
     return fft_centred(series) * mask, mask
