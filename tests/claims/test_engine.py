@@ -75,8 +75,8 @@ def test_a_record_holds_everything_that_was_measured(run):
 
 def test_contenders_are_interleaved_by_round():
     order = []
-    slow = Contender("slow", lambda case: order.append("slow") or time.sleep(0.11), role="baseline")
-    quick = Contender("quick", lambda case: order.append("quick") or time.sleep(0.11))
+    slow = Contender("slow", lambda case: order.append("slow") or time.sleep(0.51), role="baseline")
+    quick = Contender("quick", lambda case: order.append("quick") or time.sleep(0.51))
     made = claim(contenders=[quick, slow], measures=[], problem=lambda seed, n: {"only": 0}, rounds={"quick": 3})
     engine.measure(made, "quick")
     assert order == ["quick", "slow"] * 3
@@ -85,7 +85,7 @@ def test_contenders_are_interleaved_by_round():
 def test_what_does_not_depend_on_time_runs_once():
     order = []
     slow = Contender("slow", lambda case: order.append("slow"), role="baseline", once=True)
-    quick = Contender("quick", lambda case: order.append("quick") or time.sleep(0.11))
+    quick = Contender("quick", lambda case: order.append("quick") or time.sleep(0.51))
     made = claim(contenders=[quick, slow], measures=[], problem=lambda seed, n: {"only": 0}, rounds={"quick": 3})
     results = engine.measure(made, "quick")
     assert order.count("quick") == 3

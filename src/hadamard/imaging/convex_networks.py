@@ -123,8 +123,8 @@ class PatchICNN(nn.Module):
     hidden
         Units of the second layer, which sees all coefficients of a patch.
     size, stride
-        Side of the square patches in pixels and the distance between neighbours; ``stride`` divides ``size``, and their
-        difference is even.
+        Side of the square patches in pixels and the distance between neighbours; ``stride`` is a power of two, divides
+        ``size``, and their difference is even.
     beta
         Sharpness of the softplus.
     noise_level
@@ -140,10 +140,10 @@ class PatchICNN(nn.Module):
     Notes
     -----
     The picture is continued by reflection (the edge pixel is repeated), so that each pixel lies in
-    ``(size / stride)^2`` patches and pictures of odd size fit. The paper's networks are strided convolutions with a
-    global mean, for one image size; the sum over patches is the same kind of network (one convolution, then 1x1
-    convolutions) with a gradient that does not depend on the image's size. The first layer enters with its squares
-    (see :class:`ICNN`).
+    ``(size / stride)^2`` patches. A side that ``stride`` does not divide is mirrored as a whole first, which doubles
+    the work. The paper's networks are strided convolutions with a global mean, for one image size; the sum over patches
+    is the same kind of network (one convolution, then 1x1 convolutions) with a gradient that does not depend on the
+    size. The first layer enters with its squares (see :class:`ICNN`), and training starts from a known transform.
 
     Examples
     --------
@@ -166,8 +166,10 @@ class PatchICNN(nn.Module):
         check_range(size, "size", 2, integer=True)
         check_range(stride, "stride", 1, size, integer=True)
         check_range(noise_level, "noise_level", 0, closed="neither")
-        if size % stride or (size - stride) % 2:
-            raise ValueError(f"stride must divide size and leave an even difference, got size {size}, stride {stride}")
+        if size % stride or (size - stride) % 2 or stride & (stride - 1):
+            raise ValueError(
+                f"stride must be a power of two, divide size and leave an even difference, got {stride} for size {size}"
+            )
         self.size, self.stride = size, stride
         self.network = ICNN(size * size, (2 * size * size, hidden), beta=beta, squares=True, generator=generator)
         self._start_as_shrinkage(noise_level)
@@ -177,11 +179,13 @@ class PatchICNN(nn.Module):
         check_tensor(y, "y", dtype="floating", ndim=4, shape=(1, None, None), finite=False)
         if min(y.shape[-2:]) < self.size:
             raise ValueError(f"y must be at least {self.size} by {self.size} pixels, got shape {tuple(y.shape)}")
-        overlap = (self.size - self.stride) // 2
+        overlap, copies = (self.size - self.stride) // 2, 1
         for dim in (-2, -1):
-            y = _reflect(y, dim, overlap, overlap + -y.shape[dim] % self.stride)
+            while y.shape[dim] % self.stride:
+                y, copies = torch.cat([y, y.flip(dim)], dim), 2 * copies
+            y = _reflect(y, dim, overlap)
         patches = F.unfold(y, self.size, stride=self.stride).transpose(1, 2)
-        return self.network(patches.reshape(-1, self.size**2)).unflatten(0, (len(y), -1)).sum(1)
+        return self.network(patches.reshape(-1, self.size**2)).unflatten(0, (len(y), -1)).sum(1) / copies
 
     def project_(self) -> "PatchICNN":
         """Set negative entries of the constrained weights to 0; to be called after each step of an optimizer."""
@@ -218,10 +222,10 @@ def _cosine_basis(size: int) -> Any:
     return np.kron(one, one)
 
 
-def _reflect(y: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Continue a tensor along one dimension by its mirror image, the edge included."""
+def _reflect(y: Tensor, dim: int, reach: int) -> Tensor:
+    """Continue a tensor at both ends of one dimension by its mirror image, the edge included."""
     n = y.shape[dim]
-    return torch.cat([y.narrow(dim, 0, before).flip(dim), y, y.narrow(dim, n - after, after).flip(dim)], dim)
+    return torch.cat([y.narrow(dim, 0, reach).flip(dim), y, y.narrow(dim, n - reach, reach).flip(dim)], dim)
 
 
 def _refuse_negative(module: nn.Module, _: Any) -> None:

@@ -58,9 +58,9 @@ class LearnedProximal(nn.Module):
     --------
     >>> from hadamard.imaging import ICNN
     >>> f = LearnedProximal(ICNN(2, (8, 8), generator=torch.Generator().manual_seed(0)), strong_convexity=0.5)
-    >>> y = torch.tensor([[0.3, -1.0]])
-    >>> x = f(y)
-    >>> torch.allclose(f.inverse(x).value, y, atol=1e-3)
+    >>> y = torch.tensor([[0.3, -1.0]], dtype=torch.float64)
+    >>> x = f.double()(y)
+    >>> torch.allclose(f.inverse(x).value, y, atol=1e-5)
     True
     """
 
@@ -164,7 +164,7 @@ class LearnedProximal(nn.Module):
     def _value_and_gradient(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate psi and f = grad psi; differentiable where autograd is on."""
         self._check(y, "y")
-        record = torch.is_grad_enabled()
+        record = torch.is_grad_enabled() and (y.requires_grad or any(p.requires_grad for p in self.parameters()))
         with torch.inference_mode(False), torch.enable_grad():
             y = y.clone() if y.is_inference() else y
             y = y if record and y.requires_grad else y.detach().requires_grad_()

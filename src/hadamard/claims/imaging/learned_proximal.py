@@ -4,7 +4,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
@@ -24,8 +24,9 @@ _OURS, _L2, _L1 = "LPN, proximal matching", "LPN, squared error", "LPN, absolute
 _ADMM, _CNN, _TV = "LPN, by ADMM", "CNN of equal size, plug-and-play", "TV (scikit-image)"
 _LOSS = {_OURS: "proximal", _L2: "l2", _L1: "l1"}
 _ITERATIONS = 200
-# Strength of each prior in units of the noise, of 0.7 to 1.4 (TV: 0.05 to 0.4) the best on photographs("train").
-_STRENGTH = {_OURS: 1.0, _CNN: 1.0, _TV: 0.2, _ADMM: 2.0}
+# Strength of each prior in units of the noise: of 0.7, 1, 1.4 (ADMM: 2, 3; TV: 0.05, 0.1, 0.2, 0.3) the one with the
+# best mean PSNR on photographs("train"), for blur 1 and 2 and noise 0.02 and 0.04.
+_STRENGTH = {_OURS: 0.7, _CNN: 1.0, _TV: 0.3, _ADMM: 2.0}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _problem(
             for name in names:
                 top, left = ((n - side) // 2 for n in pictures[name].shape)
                 clean = pictures[name][None, None, top : top + side, left : left + side].double()
-                noisy = operator.cpu()(clean) + noise * torch.randn(clean.shape, generator=generator)
+                noisy = operator(clean.to(device)).cpu() + noise * torch.randn(clean.shape, generator=generator)
                 case = _Deblur(clean.to(device), noisy.to(device), operator.to(device), noise, prior, plain)
                 cases[f"deblur {name}, blur {blur:g}, noise {noise:g}"] = case
     return cases
@@ -187,7 +188,7 @@ def _wrong_orders(results: Results) -> float:
     wrong = 0
     for name in (n for n in results.cases if n.startswith("Laplace")):
         errors = [results.value(name, k, "RMSE") for k in (_L2, _L1, _OURS)]
-        wrong += sum(a <= b for a, b in zip(errors, errors[1:]))
+        wrong += sum(a <= b for a, b in pairwise(errors))
     for name in (n for n in results.cases if n.startswith("four")):
         wrong += results.value(name, _L2, "pairs") >= results.value(name, _OURS, "pairs")
     return float(wrong)
@@ -219,15 +220,15 @@ def _plot(results: Results) -> list[dict[str, Any]]:
             priors | {"|x|": (x[::3].tolist(), x.abs()[::3].tolist())}, x="x", y="learned prior R(x)", markers=False,
             caption="The prior that each network carries; proximal matching recovers the kink of |x| at 0.",
         ),
-        pictures(images, limits=(0, 1), caption=f"Restoring '{name}', each prior as strong as suited other photographs."),
+        pictures(images, limits=(0, 1), caption=f"Restoring '{name}', each prior as strong as suits others."),
         lines(
             {k: (steps, shown[k]["residuals"].tolist()) for k in (_OURS, _CNN)}, x="iteration",
             y="change of the picture", log="y", markers=False,
-            caption="The learned proximal map settles; the free network of equal size promises nothing, and shows it.",
+            caption="Both settle here; only for the learned proximal map is it guaranteed.",
         ),
         lines(
-            {_OURS: (steps[:-1], (f[:-1] - f[-1]).tolist())}, x="iteration", y="objective above its last value", log="y",
-            markers=False, caption="What is being minimised is known, and it falls in every iteration.",
+            {_OURS: (steps[:-1], (f[:-1] - f[-1]).tolist())}, x="iteration", y="objective above its last value",
+            log="y", markers=False, caption="What is being minimised is known, and it falls in every iteration.",
         ),
     ]  # fmt: skip
 
@@ -237,11 +238,11 @@ claim = Claim(
     statement="A denoiser built as the gradient of a convex network and trained by proximal matching gives the most "
     "probable signal, carries a prior that can be evaluated, and makes plug-and-play reconstruction of photographs "
     "descend a known objective and settle, without losing to a free network of equal size.",
-    paper_figure="For a Laplace variable only proximal matching gives the soft threshold and the prior |x|; squared and "
-    "absolute error do not (figure 2). Faces deblurred on a par with the best plug-and-play denoisers (blur 1 and 2 "
-    "pixels, noise 0.02 and 0.04), by networks trained for 40,000 steps.",
+    paper_figure="For a Laplace variable only proximal matching gives the soft threshold and the prior |x|; squared "
+    "and absolute error do not (figure 2). Faces deblurred on a par with the best plug-and-play denoisers (blur 1 and "
+    "2 pixels, noise 0.02 and 0.04), by networks trained for 40,000 steps.",
     sizes={
-        "quick": {"names": ["camera", "cat"], "side": 64, "blurs": [1.0], "noises": [0.04], "again": False},
+        "quick": {"names": ["camera", "cat"], "side": 48, "blurs": [1.0], "noises": [0.04], "again": False},
         "full": {
             "names": ["camera", "cat", "coins", "flower", "rocket"],
             "side": 96,
@@ -330,15 +331,17 @@ claim = Claim(
             value=lambda r: max(r.series(_OURS, "last residual / first", _deblurs(r))),
         ),
         Bar(
-            text="deblurring: lead over plug-and-play with the free network in dB, the worst run",
+            text="deblurring: lead in PSNR over plug-and-play with the free network in dB, the worst run",
             source="card, claim 3",
             original_bound="PSNR >= CNN-PnP - 0.5 dB",
             sense=">=",
             bound=-0.5,
             value=_gain,
+            why="The lead depends on the photograph: at size quick the learned map loses on 'camera', where total "
+            "variation beats it as well, and leads on 'cat'. Why was not isolated.",
         ),
         Bar(
-            text="comparisons between the losses that come out the other way, networks trained again included (size full)",
+            text="comparisons between losses that come out the other way, with networks trained again too at size full",
             source="design, trained methods",
             original_bound="full trains again on a smaller budget and must give the same order",
             sense="==",
@@ -348,6 +351,7 @@ claim = Claim(
     ],
     plot=_plot,
     requires=["skimage"],
+    threads=1,
     rounds={"quick": 1, "full": 1, "gpu": 1},
     checkpoints=list(NETWORKS),
 )

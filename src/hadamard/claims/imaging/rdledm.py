@@ -52,7 +52,7 @@ TUNED: dict[str, Weights] = {
     "TV in time": {"time": 5e-3},
     "nuclear norm": {"casorati": 5.66e-3},
     "L+S": {"low": 4e-2, "sparse": 1.68e-2},
-    "SigPy TV": {"space": 7e-4, "time": 5e-3},
+    "SigPy TV": {"space": 5.89e-4, "time": 2.5e-3},
 }
 
 
@@ -156,7 +156,8 @@ def sigpy_tv(case: Scan, weights: Weights, max_iter: int = 200) -> Tensor:
     along = sigpy.linop.FiniteDifference(shape, axes=(-3,))
     shrink = [sigpy.prox.L1Reg(across.oshape, weights["space"]), sigpy.prox.L1Reg(along.oshape, weights["time"])]
     app = sigpy.app.LinearLeastSquares(
-        sampling, case.kspace.numpy() / scale, proxg=sigpy.prox.Stack(shrink), G=sigpy.linop.Vstack([across, along]),
+        sampling, case.kspace.numpy() / scale,
+        proxg=sigpy.prox.Stack(shrink), G=sigpy.linop.Vstack([across, along]),
         solver="PrimalDualHybridGradient", sigma=0.02, max_iter=max_iter, show_pbar=False,
     )  # fmt: skip
     return torch.from_numpy(np.asarray(app.run())).to(case.series.dtype) * scale
@@ -165,7 +166,7 @@ def sigpy_tv(case: Scan, weights: Weights, max_iter: int = 200) -> Tensor:
 def tune(size: int, frames: int, names: list[str] | None = None) -> dict[str, Weights]:
     """Search every contender's weights on a seed of their own, with the same number of evaluations each.
 
-    A pattern search: one weight at a time is multiplied or divided by a factor, which shrinks from 4 when no move helps.
+    A pattern search: one weight at a time is multiplied or divided by a factor that shrinks from 4 when no move helps.
     """
     case = scan(TUNING_SEED, size, frames)
     found = {}
@@ -201,7 +202,7 @@ def snr(case: Scan, image: Tensor) -> float:
 def _method(name: str) -> Callable[[Scan], CineReconstruction | Tensor]:
     run = RUNS.get(name)
     if run is not None:
-        return lambda case: run(case, case.weights[name], case.max_iter)
+        return lambda case: run(case, case.weights[name], max(case.max_iter, 120))  # these settle later than ours
     return lambda case: reconstruct(case, case.weights[name])
 
 
@@ -318,15 +319,19 @@ claim = Claim(
     key="rdledm",
     statement=(
         "At acceleration 6, total variation in space and time, low rank and a sparse error component together "
-        "reconstruct a beating-heart series better than each alone, than L+S and than SigPy's total variation, all "
-        "with weights tuned on another heart by the same search; spikes in the image go into the error component."
+        "reconstruct a beating-heart series better than each alone and than L+S, all with weights tuned on another "
+        "heart by the same search; spikes in the image go into the error component. Without spikes total variation in "
+        "space and time does nearly all of it: SigPy's solver, given these two terms, is level with the whole model."
     ),
     paper_figure=(
         "Better accuracy and time than five methods on dynamic cardiac MRI (abstract of arXiv 2310.14934; its tables "
         "could not be read)."
     ),
     sizes={
-        "quick": {"size": 64, "frames": 16, "sizes": [64, 96, 128], "matrix": 128, "frames_matrix": 30, "long": 600, "max_iter": 100},
+        "quick": {
+            "size": 64, "frames": 16, "sizes": [48, 64, 96], "matrix": 128, "frames_matrix": 30,
+            "long": 400, "max_iter": 70,
+        },
         "full": {
             "size": 96, "frames": 24, "sizes": [64, 96, 128, 192, 256], "matrix": 128, "frames_matrix": 30,
             "long": 5000, "max_iter": 200,
@@ -402,4 +407,5 @@ claim = Claim(
     requires=("sigpy",),
     agree=_agree,
     rounds={"quick": 1, "full": 3},
+    threads=1,
 )  # fmt: skip

@@ -323,7 +323,7 @@ claim = Claim(
     paper_figure=_PAPER,
     sizes={
         "quick": {
-            "steps": (40, 110),
+            "steps": (30, 80),
             "micro_steps": 40,
             "seeds": 2,
             "rates": (0.03,),

