@@ -188,7 +188,10 @@ def plot(r: Results) -> list[Figure]:
         warm = r.outcomes[name, OURS].iterations - len(trace) + 1
         steps = [k for k in (1, 3, 10, 30, 100, 300) if k < whole]
         fall = [_sinkhorn_violation(r.cases[name], k) for k in steps] + [r.value(name, SINKHORN, "violation")]
-        curves = {OURS: (list(range(warm, warm + len(trace))), trace), SINKHORN: ([*steps, whole], fall)}
+        curves: dict[str, tuple[list[float], list[float]]] = {
+            OURS: ([float(k) for k in range(warm, warm + len(trace))], trace),
+            SINKHORN: ([*map(float, steps), whole], fall),
+        }
         caption = f"{name}: violation of the marginals against iterations; Newton's steps fall off a cliff."
         figures.append(lines(curves, x="iterations", y="violation (1-norm)", log="xy", caption=caption))
     n = [len(r.cases[c].a) for c in _growing(r)]
