@@ -127,7 +127,7 @@ def select(names: list[str]) -> list[Method]:
 
 
 def resolve(dotted: str) -> Any:
-    """The object behind a dotted name such as ``hadamard.transport.sparse_ot.SparseRouter``."""
+    """The object behind a dotted name such as ``hadamard.transport.TransportPlan``."""
     module, _, name = dotted.rpartition(".")
     return getattr(import_module(module), name)
 

@@ -120,7 +120,7 @@ def _record(key: str, family: str, verdict: str, **more: Any) -> dict[str, Any]:
         "key": key,
         "family": family,
         "title": f"On {key}",
-        "authors": "Curie, Marie and Noether, Emmy",
+        "authors": "Marie Curie, Emmy Noether",
         "venue": "ICLR",
         "year": 2024,
         "arxiv": "2401.12253",

@@ -116,7 +116,7 @@ def _view(record: Record, anchor: str) -> Record:
     bars = [_bar(bar) for bar in record["bars"]]
     return record | {
         "anchor": anchor,
-        "people": _people(record["authors"]),
+        "people": record["authors"],
         "where": " ".join(str(part) for part in (record["venue"], record["year"]) if part),
         "bars": bars,
         "lead": next((bar for bar in bars if bar["headline"]), bars[0] if bars else None),
@@ -235,12 +235,6 @@ def _families(claims: Iterable[Record]) -> list[Record]:
         {"name": name, "claims": members, "counts": Counter(member["verdict"] for member in members)}
         for name, members in groups.items()
     ]
-
-
-def _people(authors: str) -> str:
-    """``Last, First and Last, First`` as a reader writes names."""
-    names = [" ".join(reversed(name.split(", ", 1))) for name in authors.split(" and ")]
-    return ", ".join(name.strip() for name in names)
 
 
 def _machine(environment: Mapping[str, Any]) -> str:
