@@ -35,6 +35,7 @@ def fwht(x: Float[Tensor, "*shape"], dim: int = -1, norm: str = "backward") -> F
 
     Examples
     --------
+    >>> import torch
     >>> fwht(torch.tensor([1.0, 0.0, 0.0, 0.0]))
     tensor([1., 1., 1., 1.])
     >>> fwht(fwht(torch.arange(4.0)), norm="forward")
