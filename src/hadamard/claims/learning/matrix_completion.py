@@ -338,7 +338,7 @@ claim = Claim(
     paper_figure="No experiments; theorem: time nearly linear in |observed| k, against |observed| k^2 before, with "
     "unchanged sample complexity (abstract).",
     sizes={
-        "quick": {"n": 640, "ranks": (40, 80, 160), **_SMALL},
+        "quick": {"n": 560, "ranks": (40, 80, 160), **_SMALL},
         "full": {
             "n": 1500, "ranks": (20, 40, 80, 160), "small": 1500, "grid": 300, "k": 5,
             "shares": (0.06, 0.07, 0.08, 0.1, 0.12, 0.15), "trials": 4,

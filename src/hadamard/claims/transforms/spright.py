@@ -237,7 +237,7 @@ claim = Claim(
         "N of about 10^6 (arXiv 1508.06336)"
     ),
     sizes={
-        "quick": {"dense": [18, 20, 22, 24, 26], "wide": [30, 40], "trials": 20},
+        "quick": {"dense": [18, 20, 22, 25], "wide": [30, 40], "trials": 20},
         "full": {"dense": [14, 16, 18, 20, 22, 24, 26], "wide": [30, 40, 50, 60], "trials": 100},
     },
     problem=problem,

@@ -285,6 +285,6 @@ claim = Claim(
     ],
     plot=_plot,
     agree=_agree,
-    rounds={"quick": 6, "full": 9},
+    rounds={"quick": 5, "full": 9},
     threads=1,
 )  # fmt: skip
