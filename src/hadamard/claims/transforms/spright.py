@@ -123,7 +123,7 @@ def forest(case: Tree) -> np.ndarray:
 
     points = np.random.default_rng(2).integers(0, 2, (sparse(case).n_samples, case.n))
     values = case.model.predict(points.astype(np.float32))
-    model = HistGradientBoostingRegressor(max_iter=200, learning_rate=0.1, max_leaf_nodes=31, random_state=0)
+    model = HistGradientBoostingRegressor(max_iter=400, learning_rate=0.1, max_leaf_nodes=63, random_state=0)
     return model.fit(points, values).predict(case.test)
 
 
