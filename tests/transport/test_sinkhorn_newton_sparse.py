@@ -26,7 +26,7 @@ def test_against_pot(reg):
     torch.testing.assert_close(found.value, objective(found.plan, M, reg))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, 2, 9, 71, 265])  # in the last three some sources exchange next to no mass
 def test_machine_precision_in_few_steps_at_tiny_reg(seed):
     a, b, M = assignment(100, seed=seed)
     found = sinkhorn_newton_sparse(a, b, M, 1 / 1200, tol=1e-12)

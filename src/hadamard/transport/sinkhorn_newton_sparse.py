@@ -22,6 +22,7 @@ __all__ = ["sinkhorn_newton_sparse"]
 
 _EASY = 100.0  # at this part of the costs' range, as reg, Newton's steps are good from a warm start on
 _LONGEST = 100.0  # longest step of a potential, in units of reg: exp(100) is far from overflow
+_ROUNDING = 1e-14  # a source that exchanges less of its mass than this with others is not told from rounding
 
 
 def sinkhorn_newton_sparse(
@@ -204,7 +205,8 @@ class _Newton:
                 places = significant_entries(P, torch.minimum(0.1 * violation, 0.01 * mass))
             else:
                 places = largest_entries(P, float(self.rho))
-            hessian = ReducedHessian(P, rows, columns, places, (damping * relative)[:, None] * torch.maximum(a, rows))
+            share = (damping * relative).clamp_min(_ROUNDING)[:, None]
+            hessian = ReducedHessian(P, rows, columns, places, share * torch.maximum(a, rows))
             gradient = torch.where(active[:, None], gradient - a * (gradient.sum(1) / mass)[:, None], 0)
             direction, cg_steps = hessian.solve(gradient, min(0.1, float(relative[active].min()) ** 0.5))
             direction = torch.where(a > 0, direction - (a * direction).sum(1, keepdim=True) / mass[:, None], 0)
@@ -229,7 +231,7 @@ def _matched(
         P = gibbs_plan(x, y, problem.cost, reg)
         columns = P.sum(1)
         missing = torch.where(problem.b > 0, problem.b - columns, 0).abs().sum(1)
-        if bool((missing <= 1e-6 * problem.mass).all()):
+        if not bool((missing > 1e-6 * problem.mass).any()):  # NaN ends it too
             return x, y, P, P.sum(2), columns
         y = torch.where(problem.b > 0, y + (problem.b / columns).log(), -torch.inf)
 
@@ -258,12 +260,14 @@ def _line_search(
     sure = length * slope > noise
     y, gain, left = evaluate(length)
     growing = good = torch.where(sure, gain >= 0.01 * length * slope, left < 0.9 * violation)
-    for _ in range(20):  # shorten where the dual gains too little
-        if bool((good | ~sure).all()):
+    for _ in range(
+        20
+    ):  # shorten where the dual gains too little, or, within its rounding, where the sums get no better
+        if bool(good.all()):
             break
         length = torch.where(good, length, length / 4)
         y, gain, left = evaluate(length)
-        good = torch.where(sure, gain >= 0.01 * length * slope, good)
+        good = good | torch.where(sure, gain >= 0.01 * length * slope, left < 0.9 * violation)
     length = torch.where(good, length, 0)
     while bool((growing := growing & (2 * length <= limit)).any()):  # lengthen where more is clearly better
         longer = torch.where(growing, 2 * length, length)
