@@ -335,16 +335,16 @@ def command(*args):
 def test_command_reconstructs_kspace_and_series(scan, tmp_path):
     series, mask, y = scan
     write_array(tmp_path / "scan.npz", {"kspace": y.numpy(), "mask": mask.numpy()})
-    assert command(tmp_path / "scan.npz", tmp_path / "out.npz").exit_code == 0
+    assert command(tmp_path / "scan.npz", "--out", tmp_path / "out.npz").exit_code == 0
     want = quiet(y, mask, max_iter=20)
     assert np.allclose(read_array(tmp_path / "out.npz", "image"), want.image.numpy(), atol=1e-5)
     with h5py.File(tmp_path / "scan.h5", "w") as file:
         file["raw/data"], file["mask"] = y.numpy(), mask.numpy()
-    assert command(tmp_path / "scan.h5", tmp_path / "out.nii.gz", "--key", "raw/data").exit_code == 0
+    assert command(tmp_path / "scan.h5", "--out", tmp_path / "out.nii.gz", "--key", "raw/data").exit_code == 0
     assert read_array(tmp_path / "out.nii.gz").shape == (SIZE, SIZE, 1, FRAMES)
     volume = np.moveaxis(series.abs().numpy(), 0, -1)[:, :, None].repeat(2, axis=2).astype(np.float32)
     write_array(tmp_path / "series.nii", volume)
-    assert command(tmp_path / "series.nii", tmp_path / "again.nii", "--acceleration", 2).exit_code == 0
+    assert command(tmp_path / "series.nii", "--out", tmp_path / "again.nii", "--acceleration", 2).exit_code == 0
     assert np.linalg.norm(read_array(tmp_path / "again.nii") - volume) < 0.3 * np.linalg.norm(volume)
 
 
@@ -372,7 +372,7 @@ def test_command_says_what_is_wrong(tmp_path, name, options, message):
     write_array(tmp_path / "series.nii", np.ones((4, 4, 2), dtype=np.float32))
     (tmp_path / "scan.txt").write_text("x")
     (tmp_path / "empty.npz").touch()
-    result = command(tmp_path / name, tmp_path / "out.npz", *options)
+    result = command(tmp_path / name, "--out", tmp_path / "out.npz", *options)
     assert isinstance(result.exception, (ValueError, TypeError, OSError))
     assert message in str(result.exception)
     assert "\n" not in str(result.exception)

@@ -2,9 +2,11 @@
 
 import os
 import sys
+from typing import Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from hadamard.cli.apply import ApplyGroup
 from hadamard.cli.catalog import list_methods, show
@@ -35,16 +37,21 @@ app.add_typer(_apply, name="apply")
 def main() -> None:
     """Run the command; an error in what the user gave is one line and exit code 2."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.TyperException as error:  # wrong options; without any, the help is there already
+        _refuse(str(getattr(error, "format_message", lambda: error)()), getattr(error, "ctx", None))
     except (ValueError, TypeError, OSError, ImportError) as error:
         if os.environ.get("HADAMARD_DEBUG"):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/] {_escape(reason)}")
-        sys.exit(2)
+        _refuse(str(error) or type(error).__name__)
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _refuse(reason: str, context: Any = None) -> NoReturn:
+    if reason:
+        line = " ".join(reason.split())
+        if context:
+            line = f"{line.removesuffix('.')} (see '{context.command_path} --help')"
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"[bold red]Error:[/] {escape(line)}")
+    sys.exit(2)

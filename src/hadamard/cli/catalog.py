@@ -26,7 +26,9 @@ def list_methods(
         json.dump([row.summary() for row in rows], sys.stdout, indent=1)
         sys.stdout.write("\n")
         return
-    table = Table("key", "family", "takes the place of", "saves", "paper", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in ("key", "family", "takes the place of", "saves", "paper"):
+        table.add_column(column, no_wrap=column in ("key", "family", "paper"), overflow="fold")
     for row in rows:
         table.add_row(
             f"[bold]{row.key}[/]", row.family, escape(row.drops_into), escape(row.saves), f"arXiv:{row.arxiv}"

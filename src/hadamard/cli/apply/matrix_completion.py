@@ -17,7 +17,7 @@ def apply(
     ratings: Annotated[
         Path, typer.Argument(help="CSV with the header user,item,rating; an empty rating is asked for.")
     ],
-    out: Annotated[Path, typer.Option(help="CSV to write, with the header user,item,rating.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV to write, with the header user,item,rating.")],
     pairs: Annotated[
         Path | None,
         typer.Option(help="CSV with the header user,item: the pairs to predict; else all that are missing."),

@@ -15,8 +15,8 @@ _NIFTI = (".nii", ".nii.gz")
 
 def apply(
     source: Annotated[Path, typer.Argument(help="k-space (.npz, .h5, .npy), or an image series (.nii, .nii.gz).")],
-    output: Annotated[
-        Path, typer.Argument(help="Result: magnitude (.nii, .nii.gz), or complex image and error (.npz).")
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Result: magnitude (.nii, .nii.gz), or complex image and error (.npz).")
     ],
     mask: Annotated[Path | None, typer.Option(help="File of the sampling mask; by default `mask` in SOURCE.")] = None,
     key: Annotated[str, typer.Option(help="Name of the k-space in SOURCE.")] = "kspace",
@@ -51,12 +51,12 @@ def apply(
         coils = None if sens is None else torch.from_numpy(read_array(source, sens)).to(kspace.dtype)
     result = rdledm(kspace, where, coils, max_iter=max_iter, error=ERROR if error else None, progress=progress)
     image, found = result.image.numpy(), result.error.numpy()
-    if output.name.lower().endswith(_NIFTI):
+    if out.name.lower().endswith(_NIFTI):
         volumes = np.moveaxis(np.abs(image).reshape(-1, *image.shape[-3:]), (0, 1), (2, 3))  # (x, y, z, t)
-        write_array(output, volumes.astype(np.float32), like=source if source.name.lower().endswith(_NIFTI) else None)
+        write_array(out, volumes.astype(np.float32), like=source if source.name.lower().endswith(_NIFTI) else None)
     else:
-        write_array(output, {"image": image, "error": found})
-    typer.echo(f"wrote {output}: {' x '.join(map(str, image.shape))}")
+        write_array(out, {"image": image, "error": found})
+    typer.echo(f"wrote {out}: {' x '.join(map(str, image.shape))}")
 
 
 def _series(source: Path, acceleration: float | None) -> Tensor:

@@ -1,0 +1,69 @@
+"""``hadamard apply`` as it is typed: every method that has a file form, on good files and on bad ones."""
+
+import numpy as np
+import pytest
+
+from hadamard import catalog
+from hadamard.cli.files import read_array, read_image, write_array, write_image
+from tests.cli.test_cli import command
+
+SUFFIX = {"matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png"}
+
+
+def write(key, path):
+    """A small good input."""
+    if key == "matrix_completion":
+        path.write_text(
+            "user,item,rating\n" + "".join(f"u{u},i{i},{u + i % 2}\n" for u in range(5) for i in range(u, 6))
+        )
+    elif key == "rdledm":
+        write_array(path, {"kspace": np.ones((3, 8, 8), dtype=np.complex64), "mask": np.ones((3, 8, 8))})
+    else:
+        write_image(path, np.linspace(0, 1, 256).reshape(16, 16))
+
+
+@pytest.fixture(params=list(SUFFIX))
+def method(request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return request.param, tmp_path / f"in{SUFFIX[request.param]}", tmp_path / f"out{SUFFIX[request.param]}"
+
+
+def test_every_command_is_here():
+    assert set(SUFFIX) == {row.key for row in catalog.methods().values() if row.apply}
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_file_in_file_out(method, monkeypatch, capsys):
+    key, source, out = method
+    write(key, source)
+    code, _, error = command(monkeypatch, capsys, "apply", key, source.name, "--out", out.name)
+    assert code == 0, error
+    if key == "matrix_completion":
+        assert out.read_text().startswith("user,item,rating\nu1,i0,")
+    elif key == "rdledm":
+        assert read_array(out, "image").shape == (3, 8, 8)
+    else:
+        assert read_image(out).shape == (16, 16)
+
+
+@pytest.mark.parametrize("fault", ["missing", "empty", "truncated", "folder", "no folder for the result"])
+def test_bad_files_are_one_line_and_exit_code_2(method, monkeypatch, capsys, fault):
+    key, source, out = method
+    write(key, source)
+    if fault == "missing":
+        source.unlink()
+    elif fault == "empty":
+        source.write_bytes(b"")
+    elif fault == "truncated":
+        whole = source.read_bytes()
+        source.write_bytes(whole[:-3] if key == "matrix_completion" else whole[: len(whole) // 2])
+    elif fault == "folder":
+        source.unlink()
+        source.mkdir()
+    else:
+        out = out.parent / "nowhere" / out.name
+    code, _, error = command(monkeypatch, capsys, "apply", key, str(source), "--out", str(out))
+    assert code == 2
+    assert len(error.strip().splitlines()) == 1
+    assert (out if fault.startswith("no folder") else source).name in error
+    assert not out.exists()
