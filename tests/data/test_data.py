@@ -126,6 +126,17 @@ def test_movielens_is_whole():
     assert "GroupLens" in table.provenance
 
 
+@pytest.mark.skipif(not data.available("blood_cells"), reason="run `hadamard data fetch blood_cells`")
+def test_blood_cells_are_whole():
+    cells = data.blood_cells()
+    assert cells.components.shape == (700, 50)
+    assert len(set(cells.kinds)) == 10
+    assert cells.of("CD14+ Monocyte").shape == (129, 50)
+    assert "CC BY 4.0" in cells.provenance
+    with pytest.raises(ValueError, match="kind must be one of CD14"):
+        cells.of("neuron")
+
+
 @pytest.mark.skipif(not data.available("adult"), reason="run `hadamard data fetch adult`")
 def test_adult_is_whole():
     table = data.adult()

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hadamard.transport import Euclidean, Manhattan, SquaredEuclidean
 from hadamard.transport.problem import check_histograms
 
 HALF = torch.tensor([0.5, 0.5], dtype=torch.float64)
@@ -87,28 +86,6 @@ def test_forbidden_pairs_that_leave_a_plan_pass():
 def test_bad_input(a, b, M, error, message):
     with pytest.raises(error, match=message):
         check_histograms(a, b, M)
-
-
-@pytest.mark.parametrize("cost", [SquaredEuclidean(), SquaredEuclidean(0.5), Euclidean(), Manhattan()], ids=repr)
-def test_costs(cost, generator):
-    x = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    y = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-    every = cost.pairwise(x, y)
-    torch.testing.assert_close(every.diagonal(dim1=1, dim2=2), cost.paired(x, y))
-    assert torch.autograd.gradcheck(cost.pairwise, (x, y))
-    assert torch.autograd.gradcheck(cost.paired, (x, y))
-
-
-def test_squared_distance_of_near_points_keeps_its_digits():
-    x = torch.full((40, 2), 1e4, dtype=torch.float64)
-    y = x + 1e-4
-    torch.testing.assert_close(SquaredEuclidean().pairwise(x, y)[0, 0], (y - x)[0].square().sum())
-
-
-@pytest.mark.bad_input
-def test_bad_scale():
-    with pytest.raises(ValueError, match="scale must be > 0, got 0"):
-        SquaredEuclidean(0)
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,6 +5,7 @@
 """
 
 from hadamard.data.adult import adult
+from hadamard.data.cells import Cells, blood_cells
 from hadamard.data.digits import LabelledImages, digits
 from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sources
 from hadamard.data.mnist import fashion_mnist, mnist
@@ -12,6 +13,6 @@ from hadamard.data.movielens import Ratings, movielens_100k
 from hadamard.data.photographs import photographs
 
 __all__ = [
-    "DataUnavailable", "LabelledImages", "Ratings", "Source", "adult", "available", "digits", "fashion_mnist", "fetch",
-    "mnist", "movielens_100k", "photographs", "sources",
+    "Cells", "DataUnavailable", "LabelledImages", "Ratings", "Source", "adult", "available", "blood_cells", "digits",
+    "fashion_mnist", "fetch", "mnist", "movielens_100k", "photographs", "sources",
 ]  # fmt: skip

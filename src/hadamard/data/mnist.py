@@ -40,21 +40,7 @@ def mnist(split: str = "train", *, dtype: torch.dtype = torch.float32) -> Labell
 
 
 def fashion_mnist(split: str = "train", *, dtype: torch.dtype = torch.float32) -> LabelledImages:
-    """Pictures of clothes of 28 x 28 pixels in ten classes (fetched on first use, 31 MB).
-
-    Parameters
-    ----------
-    split
-        ``"train"`` (60,000 images) or ``"test"`` (10,000).
-    dtype
-        Floating dtype of the images.
-
-    Raises
-    ------
-    ValueError
-        If there is no such split.
-    DataUnavailable
-        If it is not in the cache and cannot be fetched.
+    """Pictures of clothes of 28 x 28 pixels in ten classes (fetched on first use, 31 MB); otherwise as :func:`mnist`.
 
     References
     ----------

@@ -1,7 +1,28 @@
 """Optimal transport with POT's argument order."""
 
-from hadamard.transport.problem import Euclidean, Manhattan, SquaredEuclidean, TransportPlan
+from hadamard.transport.costs import Cost, Euclidean, Manhattan, Sphere, SquaredEuclidean
+from hadamard.transport.monge_gap import MongeGapLoss, SinkhornDivergence, monge_gap, sinkhorn_divergence
+from hadamard.transport.monge_map import MongeMapEstimator
+from hadamard.transport.problem import TransportPlan
 from hadamard.transport.sinkhorn import sinkhorn
 from hadamard.transport.sinkhorn_newton_sparse import sinkhorn_newton_sparse
+from hadamard.transport.sparse_ot import Routing, SparseRouter, sparsity_constrained_ot
 
-__all__ = ["Euclidean", "Manhattan", "SquaredEuclidean", "TransportPlan", "sinkhorn", "sinkhorn_newton_sparse"]
+__all__ = [
+    "Cost",
+    "Euclidean",
+    "Manhattan",
+    "MongeGapLoss",
+    "MongeMapEstimator",
+    "Routing",
+    "SinkhornDivergence",
+    "SparseRouter",
+    "Sphere",
+    "SquaredEuclidean",
+    "TransportPlan",
+    "monge_gap",
+    "sinkhorn",
+    "sinkhorn_divergence",
+    "sinkhorn_newton_sparse",
+    "sparsity_constrained_ot",
+]

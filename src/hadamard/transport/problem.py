@@ -4,13 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from hadamard.results import Solution
 from hadamard.validation import check_range, check_same, check_tensor
 
-__all__ = ["Euclidean", "Manhattan", "SquaredEuclidean", "TransportPlan", "TransportProblem", "check_histograms"]
+__all__ = ["TransportPlan", "TransportProblem", "check_histograms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,75 +216,3 @@ def _check_feasible(a: Tensor, b: Tensor, cost: Tensor) -> None:
     carried = maximum_flow(network, 0, n + m + 1).flow_value / units
     if carried < 1 - 1e-6 - (n + m) / units:
         raise ValueError(f"M forbids too many pairs: at most {carried:.6g} of the mass can be transported")
-
-
-@dataclass(frozen=True)
-class SquaredEuclidean:
-    """The cost ``scale * ||x - y||^2``; its transport cost is the squared 2-Wasserstein distance.
-
-    Parameters
-    ----------
-    scale
-        Factor, above 0.
-
-    Examples
-    --------
-    >>> SquaredEuclidean(0.5).pairwise(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, 4.0], [0.0, 2.0]]))
-    tensor([[12.5000,  2.0000]])
-    """
-
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range(self.scale, "scale", 0, closed="neither")
-
-    def pairwise(self, x: Float[Tensor, "*#batch n d"], y: Float[Tensor, "*#batch m d"]) -> Float[Tensor, "*batch n m"]:
-        """Compute the cost of every pair: (..., n, d) and (..., m, d) to (..., n, m)."""
-        return self.scale * _distances(x, y, 2).square()
-
-    def paired(self, x: Float[Tensor, "*#batch d"], y: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:
-        """Compute the cost between points that are paired already: (..., d) and (..., d) to (...)."""
-        return self.scale * (x - y).square().sum(-1)
-
-
-@dataclass(frozen=True)
-class Euclidean:
-    """The cost ``||x - y||_2``; its transport cost is the 1-Wasserstein distance.
-
-    Examples
-    --------
-    >>> Euclidean().paired(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0]))
-    tensor(5.)
-    """
-
-    def pairwise(self, x: Float[Tensor, "*#batch n d"], y: Float[Tensor, "*#batch m d"]) -> Float[Tensor, "*batch n m"]:
-        """Compute the cost of every pair: (..., n, d) and (..., m, d) to (..., n, m)."""
-        return _distances(x, y, 2)
-
-    def paired(self, x: Float[Tensor, "*#batch d"], y: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:
-        """Compute the cost between points that are paired already: (..., d) and (..., d) to (...)."""
-        return torch.linalg.vector_norm(x - y, dim=-1)
-
-
-@dataclass(frozen=True)
-class Manhattan:
-    """The cost ``||x - y||_1``; its transport cost is the 1-Wasserstein distance of that norm.
-
-    Examples
-    --------
-    >>> Manhattan().paired(torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0]))
-    tensor(7.)
-    """
-
-    def pairwise(self, x: Float[Tensor, "*#batch n d"], y: Float[Tensor, "*#batch m d"]) -> Float[Tensor, "*batch n m"]:
-        """Compute the cost of every pair: (..., n, d) and (..., m, d) to (..., n, m)."""
-        return _distances(x, y, 1)
-
-    def paired(self, x: Float[Tensor, "*#batch d"], y: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch"]:
-        """Compute the cost between points that are paired already: (..., d) and (..., d) to (...)."""
-        return (x - y).abs().sum(-1)
-
-
-def _distances(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """Distances of all pairs; without the matrix product that loses half of the digits of small ones."""
-    return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
