@@ -59,6 +59,20 @@ def test_each_regression_agrees_with_least_squares(noisy, solver, reg, generator
     torch.testing.assert_close(residual, seen.values - seen.rows.sample(X, design), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", [(30, 20), (70_000, 40_000)], ids=["32 bits", "64 bits"])
+def test_entries_are_sorted_by_rows_and_by_columns(shape, generator):
+    indices = torch.stack([torch.randperm(size, generator=generator)[:20] for size in shape])
+    values = torch.randn(20, generator=generator, dtype=torch.float64)
+    seen = observe(indices, values, shape)
+    for pattern, order, index in ((seen.rows, indices[0].argsort(), 0), (seen.cols, indices[1].argsort(), 1)):
+        assert torch.equal(pattern.rows, indices[index, order])
+        assert torch.equal(pattern.cols, indices[1 - index, order])
+        assert torch.equal((seen.values if index == 0 else seen.values[seen.to_cols]), values[order])
+        sums = pattern.sum(values[order])
+        assert torch.equal(pattern.each(sums), values[order])
+        assert int(sums.count_nonzero()) == 20
+
+
 def test_rows_with_fewer_entries_than_factors_get_the_shortest_solution():
     seen = observe(torch.tensor([[0, 0, 1], [0, 1, 2]]), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), (3, 3))
     design = torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, Literal
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtr
 
 __all__ = ["Bar", "Claim", "Contender", "Interval", "Measure", "Results"]
 
@@ -70,7 +70,7 @@ class Interval:
     def of(cls, samples: Sequence[float]) -> "Interval":
         """Median of ``samples`` with its order-statistic interval (at least 90 % where there are enough)."""
         ordered = sorted(samples)
-        k = int(binom.ppf(0.05, len(ordered), 0.5))
+        k = next(k for k in range(len(ordered) + 1) if bdtr(k, len(ordered), 0.5) >= 0.05)
         skip = k - 1 if k >= 1 else 0
         return cls(median(ordered), ordered[skip], ordered[-1 - skip])
 

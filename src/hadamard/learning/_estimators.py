@@ -1,22 +1,22 @@
-"""What the estimators share with scikit-learn."""
+"""What the estimators of incomplete tables share."""
 
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from hadamard.estimators import TorchEstimator
 from hadamard.learning._regressions import check_unique
 
-__all__ = ["TorchEstimator"]
+__all__ = ["IncompleteEstimator"]
 
 
-class TorchEstimator(BaseEstimator):
-    """Arrays in, tensors inside, arrays out: what the estimators share."""
+class IncompleteEstimator(TorchEstimator):
+    """An estimator whose ``X`` may have missing entries: NaN, or what a sparse matrix does not store."""
 
     def _tensors(self, X: Any, *, reset: bool) -> tuple[Tensor, Tensor, tuple[int, int]]:
         """Indices, values and shape of what is observed: not NaN, and stored where ``X`` is sparse."""
@@ -34,12 +34,6 @@ class TorchEstimator(BaseEstimator):
         else:
             indices, values = np.stack(np.nonzero(seen)), X[seen]
         return torch.from_numpy(indices.astype(np.int64)), torch.from_numpy(values), X.shape
-
-    def _array(self, tensor: Tensor) -> np.ndarray:
-        return tensor.numpy(force=True)
-
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(int(check_random_state(self.random_state).randint(2**31)))
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

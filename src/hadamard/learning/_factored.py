@@ -49,8 +49,7 @@ def spectral_init(
     n, m = matrix.shape
     V = torch.randn(m, min(rank + 10, n, m), generator=generator, dtype=matrix.dtype, device=matrix.device)
     for _ in range(5):
-        U = torch.linalg.qr(matrix @ V).Q
-        V = torch.linalg.qr(transpose @ U).Q
+        V = torch.linalg.qr(transpose @ (matrix @ V)).Q
     U = torch.linalg.svd(matrix @ V, full_matrices=False).U[:, :rank].contiguous()
     if clip is not None:
         U = torch.where(U.norm(dim=1, keepdim=True) > 2 * clip * (rank / n) ** 0.5, 0, U)

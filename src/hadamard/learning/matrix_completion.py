@@ -17,7 +17,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_array, check_is_fitted
 from torch import Tensor
 
-from hadamard.learning._estimators import TorchEstimator
+from hadamard.learning._estimators import IncompleteEstimator
 from hadamard.learning._factored import LowRank, spectral_init
 from hadamard.learning._regressions import Observations, conjugate, exact, observe, sketched
 from hadamard.results import warn_short
@@ -150,7 +150,8 @@ def complete(
     while len(errors) <= max_iter and gap > tol:
         if orthonormal:
             U, V = _orthonormalise(U, V)
-        new, moved = step(seen.cols, U[:, fixed:].contiguous(), V[:, fixed:], residual[seen.to_cols], ridges[1])
+        residual = residual.index_select(0, seen.to_cols)
+        new, moved = step(seen.cols, U[:, fixed:].contiguous(), V[:, fixed:], residual, ridges[1])
         V = torch.cat([V[:, :fixed], new], 1)
         residual = torch.empty_like(moved).scatter_(0, seen.to_cols, moved)
         if orthonormal:
@@ -173,7 +174,7 @@ def complete(
     )  # fmt: skip
 
 
-class RobustALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
+class RobustALS(ClassNamePrefixFeaturesOutMixin, TransformerMixin, IncompleteEstimator):
     """Low-rank completion of a table with missing entries, as a scikit-learn transformer.
 
     ``fit`` explains the observed entries by ``X ~ U_ V_^T + offset_``; ``transform`` folds rows in (new users, say) by
@@ -365,15 +366,15 @@ def _start(
         return U, torch.cat([V[:, :-1], V[:, -1:] - mean], 1)
     check_option(init, "init", ("spectral", "random"))
     if biases:
-        c = seen.cols.sum(seen.values[seen.to_cols]) / (seen.cols.counts + _DAMPING)
-        seen = seen.with_values(seen.values - c[seen.rows.cols])
+        c = seen.cols.sum(seen.values.index_select(0, seen.to_cols)) / (seen.cols.counts + _DAMPING)
+        seen = seen.with_values(seen.values - c.index_select(0, seen.rows.cols))
         b = seen.rows.sum(seen.values) / (seen.rows.counts + _DAMPING)
-        seen = seen.with_values(seen.values - b[seen.rows.rows])
+        seen = seen.with_values(seen.values - seen.rows.each(b))
     if init == "random":
         U = torch.randn(n, rank, generator=generator, dtype=mean.dtype, device=mean.device)
         U = torch.linalg.qr(U * (seen.rows.counts > 0)[:, None]).Q
     else:
-        matrix, transpose = seen.rows.matrix(seen.values), seen.cols.matrix(seen.values[seen.to_cols])
+        matrix, transpose = seen.rows.matrix(seen.values), seen.cols.matrix(seen.values.index_select(0, seen.to_cols))
         U = spectral_init(matrix, transpose, rank, clip=clip, generator=generator)
     V = mean.new_zeros(m, rank)
     if biases:

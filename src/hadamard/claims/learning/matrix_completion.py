@@ -13,14 +13,13 @@ from hadamard.claims import Bar, Claim, Contender, Interval, Measure, Results
 from hadamard.claims.claim import Figure
 from hadamard.claims.plots import bars, lines
 from hadamard.data import movielens_100k
-from hadamard.learning import LowRank, complete
+from hadamard.learning import complete
 from hadamard.learning._regressions import Observations, conjugate, exact, observe
-from hadamard.operators import SparseMatrix, sampled_product
 from hadamard.proximal import svt
 
 __all__ = ["claim"]
 
-OURS, EXACT = "inexact ALS (3 CG steps)", "exact ALS (Cholesky)"
+OURS, EXACT, PUT_IN = "inexact ALS (hadamard)", "exact ALS (Cholesky)", "exact ALS with errors put in"
 NUCLEAR, SOFT, ITERATIVE, SURPRISE = "nuclear norm", "SoftImpute", "IterativeSVD", "Surprise SVD"
 ACCURACY, SWEEPS, INJECTED, PHASE, MOVIES = (
     "accuracy, k=20", "sweeps to 1e-6", "injected error", "phase transition", "MovieLens-100k"
@@ -29,15 +28,23 @@ EPSILONS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 @dataclass(frozen=True)
-class Half:
+class _Half:
     """Half a sweep: all columns of one factor from a given other one, cold."""
 
     seen: Observations
     design: Tensor
 
+    def solve(self, solver: str) -> Tensor:
+        zero, ridge = torch.zeros_like(self.design), self.design.new_zeros(len(self.design))
+        args = (self.seen.rows, self.design, zero, self.seen.values, ridge)
+        return (conjugate(*args, 3) if solver == "cg" else exact(*args))[0]
+
+    def measures(self, found: Tensor) -> dict[str, float]:
+        return {}
+
 
 @dataclass(frozen=True)
-class Made:
+class _Made:
     """An exactly low-rank matrix, observed at random positions."""
 
     truth: Tensor
@@ -45,25 +52,79 @@ class Made:
     rank: int
     sweeps: int
 
-    @property
-    def values(self) -> Tensor:
-        return self.truth[self.indices[0], self.indices[1]]
-
     def error(self, found: Tensor) -> float:
         """Of all entries, relative."""
         return float((found - self.truth).norm() / self.truth.norm())
 
+    def fit(self, solver: str, tol: float, **options: Any) -> Any:
+        values, shape = self.truth[self.indices[0], self.indices[1]], (len(self.truth), len(self.truth))
+        return complete(self.indices, values, shape, self.rank, solver=solver, tol=tol, **options)
+
+    def solve(self, solver: str) -> list[float]:
+        """Error of the whole matrix after each sweep."""
+        found: Any = "spectral"
+        errors: list[float] = []
+        while len(errors) < self.sweeps and (not errors or errors[-1] > 1e-6):
+            found = self.fit(solver, 0.0, max_iter=1, init=found)
+            errors.append(self.error(found.to_dense()))
+        return errors
+
+    def measures(self, errors: list[float]) -> dict[str, float]:
+        needed = {"sweeps to 1e-6": float(len(errors))} if errors[-1] <= 1e-6 else {}
+        return {"error": errors[-1], **needed}
+
 
 @dataclass(frozen=True)
-class Grid:
+class _Injected(_Made):
+    """Error that is left where every solve, exact, is followed by a relative error in each row."""
+
+    def solve(self, solver: str) -> list[float]:
+        """Error of the whole matrix after all sweeps, for each injected error."""
+        n = len(self.truth)
+        seen = observe(self.indices, self.truth[self.indices[0], self.indices[1]], (n, n))
+        zero, ridge, floors = self.truth.new_zeros(n, self.rank), self.truth.new_zeros(n), []
+        for epsilon in EPSILONS:
+            generator = torch.Generator().manual_seed(0)
+            U = torch.linalg.svd(self.truth).U[:, : self.rank]
+            for _ in range(self.sweeps):
+                V = _perturbed(exact(seen.cols, U, zero, seen.values[seen.to_cols], ridge)[0], epsilon, generator)
+                V = torch.linalg.qr(V).Q
+                last = _perturbed(exact(seen.rows, V, zero, seen.values, ridge)[0], epsilon, generator)
+                U = torch.linalg.qr(last).Q
+            floors.append(self.error(last @ V.T))
+        return floors
+
+    def measures(self, errors: list[float]) -> dict[str, float]:
+        return {"slope of the error floor": float(np.polyfit(np.log(EPSILONS), np.log(errors), 1)[0])}
+
+
+@dataclass(frozen=True)
+class _Grid:
     """Matrices of which a growing share is observed, several of each share."""
 
     shares: Sequence[float]
-    problems: Sequence[Sequence[Made]]
+    problems: Sequence[Sequence[_Made]]
+
+    def solve(self, solver: str) -> list[float]:
+        return self.recovered([[m.fit(solver, 1e-7, max_iter=m.sweeps).to_dense() for m in ms] for ms in self.problems])
+
+    def recovered(self, found: Sequence[Sequence[Tensor]]) -> list[float]:
+        """Share of the matrices that came back with a root mean square error below 1e-4."""
+        errors = [
+            [float((x - m.truth).square().mean().sqrt()) for x, m in zip(xs, ms)]
+            for xs, ms in zip(found, self.problems)
+        ]
+        return [float(np.mean(np.array(row) < 1e-4)) for row in errors]
+
+    def measures(self, recovered: list[float]) -> dict[str, float]:
+        """Share of observed entries at which half of the matrices come back."""
+        rates = np.maximum.accumulate(recovered)
+        half = float(np.interp(0.5, rates, self.shares)) if rates[-1] >= 0.5 else float("inf")
+        return {"half of them recovered at": half}
 
 
 @dataclass(frozen=True)
-class Ratings:
+class _Ratings:
     """Nine tenths of the ratings to fit, one tenth to predict."""
 
     indices: Tensor
@@ -73,12 +134,20 @@ class Ratings:
     shape: tuple[int, int]
     surprise: Mapping[str, float]
 
-    def error(self, predicted: Tensor) -> float:
+    def solve(self, solver: str) -> Tensor:
+        """Predictions; rank, ridge, sweeps and steps of each solver were chosen on a tenth of the ratings to fit."""
+        how: dict[str, Any] = (
+            {"reg": 8.0, "max_iter": 2, "inner_steps": 2} if solver == "cg" else {"reg": 12.0, "max_iter": 3}
+        )
+        found = complete(self.indices, self.values, self.shape, 10, solver=solver, biases=True, **how)
+        return found.entries(self.unseen)
+
+    def measures(self, predicted: Tensor) -> dict[str, float]:
         """Root mean square error of the predictions, clipped to the scale of the ratings."""
-        return float((predicted.clamp(1, 5) - self.answers).square().mean().sqrt())
+        return {"error": float((predicted.clamp(1, 5) - self.answers).square().mean().sqrt())}
 
 
-def problem(
+def _problem(
     seed: int, n: int, ranks: Sequence[int], small: int, grid: int, k: int, shares: Sequence[float], trials: int,
     surprise: Mapping[str, float], device: str = "cpu",
 ) -> dict[str, Any]:  # fmt: skip
@@ -86,36 +155,35 @@ def problem(
     cases: dict[str, Any] = {f"half a sweep, k={r}": _half(n, r, seed, device) for r in ranks}
     cases[ACCURACY] = _made(small, 20, 0.25, seed, 12, device)
     cases[SWEEPS] = _made(300, 5, 0.3, seed, 60, device)
-    cases[INJECTED] = _made(200, 5, 0.3, seed + 1, 8, device)
-    rows = [
-        [_made(grid, k, p, seed + 100 * t, 40 if grid < 300 else 200, device) for t in range(trials)] for p in shares
-    ]
-    cases[PHASE] = Grid(shares, rows)
-    table = movielens_100k()
+    cases[INJECTED] = _made(200, 5, 0.3, seed + 1, 8, device, _Injected)
+    sweeps = 40 if grid < 300 else 200
+    cases[PHASE] = _Grid(
+        shares, [[_made(grid, k, p, seed + 100 * t, sweeps, device) for t in range(trials)] for p in shares]
+    )
+    table, test = movielens_100k(), 10_000
     order = torch.randperm(len(table.ratings), generator=torch.Generator().manual_seed(seed))
     indices = torch.from_numpy(np.stack([table.users, table.items]))[:, order].to(device)
     values = torch.from_numpy(table.ratings).float()[order].to(device)
-    test = 10_000
-    cases[MOVIES] = Ratings(
+    cases[MOVIES] = _Ratings(
         indices[:, test:], values[test:], indices[:, :test], values[:test], table.shape, surprise
     )  # fmt: skip
     return cases
 
 
-def _made(n: int, k: int, p: float, seed: int, sweeps: int, device: str) -> Made:
+def _made(n: int, k: int, p: float, seed: int, sweeps: int, device: str, kind: type[_Made] = _Made) -> _Made:
     generator = torch.Generator().manual_seed(seed)
     U, V = torch.randn(2, n, k, generator=generator, dtype=torch.float64)
     seen = (torch.rand(n, n, generator=generator) < p).nonzero().T
-    return Made((U @ V.T).to(device), seen.to(device), k, sweeps)
+    return kind((U @ V.T).to(device), seen.to(device), k, sweeps)
 
 
-def _half(n: int, k: int, seed: int, device: str) -> Half:
+def _half(n: int, k: int, seed: int, device: str) -> _Half:
     made = _made(n, k, 0.25, seed + k, 1, device)
-    seen = observe(made.indices, made.values, (n, n))
+    seen = observe(made.indices, made.truth[made.indices[0], made.indices[1]], (n, n))
     start = torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    case = Half(seen, torch.linalg.qr(start.to(device)).Q)
+    case = _Half(seen, torch.linalg.qr(start.to(device)).Q)
     seen.rows.padded  # the groups of rows that the exact solver needs are made once  # noqa: B018
-    _als("cg")(case)  # the first touch of the memory is not timed
+    case.solve("cg")  # the first touch of the memory is not timed
     return case
 
 
@@ -123,53 +191,9 @@ def _als(solver: str) -> Callable[[Any], Any]:
     def run(case: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            if isinstance(case, Half):
-                zero, ridge = torch.zeros_like(case.design), case.design.new_zeros(len(case.design))
-                args = (case.seen.rows, case.design, zero, case.seen.values, ridge)
-                return (conjugate(*args, 3) if solver == "cg" else exact(*args))[0]
-            if isinstance(case, Ratings):  # rank, ridge and sweeps were chosen on a tenth of the ratings to fit
-                found = complete(
-                    case.indices, case.values, case.shape, 10, solver=solver, biases=True, reg=12.0, max_iter=3
-                )
-                return found.entries(case.unseen)
-            if isinstance(case, Grid):
-                return [[_fit(m, solver, 1e-7).to_dense() for m in row] for row in case.problems]
-            return _trace(case, solver)
+            return case.solve(solver)
 
     return run
-
-
-def _fit(case: Made, solver: str, tol: float, **options: Any) -> LowRank:
-    shape = (case.truth.shape[0], case.truth.shape[1])
-    options = {"max_iter": case.sweeps, **options}
-    return complete(case.indices, case.values, shape, case.rank, solver=solver, tol=tol, **options)
-
-
-def _trace(case: Made, solver: str) -> list[float]:
-    """Error of the whole matrix after each sweep."""
-    found: Any = "spectral"
-    errors: list[float] = []
-    while len(errors) < case.sweeps and (not errors or errors[-1] > 1e-6):
-        found = _fit(case, solver, 0.0, max_iter=1, init=found)
-        errors.append(case.error(found.to_dense()))
-    return errors
-
-
-def _injected(case: Made) -> list[float]:
-    """Error that is left where every solve, exact, is followed by a relative error in each row."""
-    seen = observe(case.indices, case.values, (case.truth.shape[0], case.truth.shape[1]))
-    n, floors = case.truth.shape[0], []
-    zero, ridge = case.truth.new_zeros(n, case.rank), case.truth.new_zeros(n)
-    for epsilon in EPSILONS:
-        generator = torch.Generator().manual_seed(0)
-        U = torch.linalg.svd(case.truth).U[:, : case.rank]
-        for _ in range(case.sweeps):
-            V = _perturbed(exact(seen.cols, U, zero, seen.values[seen.to_cols], ridge)[0], epsilon, generator)
-            V = torch.linalg.qr(V).Q
-            last = _perturbed(exact(seen.rows, V, zero, seen.values, ridge)[0], epsilon, generator)
-            U = torch.linalg.qr(last).Q
-        floors.append(case.error(last @ V.T))
-    return floors
 
 
 def _perturbed(X: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
@@ -177,7 +201,7 @@ def _perturbed(X: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:
     return X + epsilon * noise * X.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
 
 
-def _nuclear_norm(case: Grid) -> list[list[Tensor]]:
+def _nuclear_norm(case: _Grid) -> list[float]:
     """Least nuclear norm that agrees with what was observed, by Douglas-Rachford splitting."""
     out = []
     for row in case.problems:
@@ -190,41 +214,39 @@ def _nuclear_norm(case: Grid) -> list[list[Tensor]]:
             X = svt(Y, 0.3 * truth.shape[-1], via="gram")
             Y = Y + torch.where(seen, truth, 2 * X - Y) - X
         out.append(list(torch.where(seen, truth, X)))
-    return out
+    return case.recovered(out)
 
 
-def _soft_impute(case: Ratings) -> Tensor:
-    """Fill in, shrink the singular values, repeat; rank, shrinkage and iterations chosen as ours were."""
-    return _impute(case, rank=20, shrink=16.0, times=15)
+def _impute(rank: int, shrink: float, times: int) -> Callable[[_Ratings], Tensor]:
+    """Fill in, truncate (IterativeSVD) and shrink the singular values (SoftImpute), repeat.
+
+    The filled table is never written down: it is sparse plus low rank, and so are its products, which are those of our
+    own sweeps. Rank, shrinkage and iterations were chosen as ours were: with more of any they fit the noise.
+    """
+
+    def run(case: _Ratings) -> Tensor:
+        seen, mean = observe(case.indices, case.values, case.shape), case.values.mean()
+        (n, m), values = case.shape, seen.values - mean
+        b, c = values.new_zeros(n), values.new_zeros(m)
+        for _ in range(10):
+            c = seen.cols.sum((values - seen.rows.each(b)).index_select(0, seen.to_cols)) / (seen.cols.counts + 10)
+            b = seen.rows.sum(values - c.index_select(0, seen.rows.cols)) / (seen.rows.counts + 5)
+        values = values - seen.rows.each(b) - c.index_select(0, seen.rows.cols)
+        V = torch.linalg.qr(torch.randn(m, rank, generator=torch.Generator().manual_seed(0)).to(values)).Q
+        US = values.new_zeros(n, rank)
+        for _ in range(times):
+            missing = values - seen.rows.sample(US, V)
+            Q = torch.linalg.qr(seen.rows.spread(missing, V) + US @ (V.T @ V)).Q
+            other = seen.cols.spread(missing.index_select(0, seen.to_cols), Q) + V @ (US.T @ Q)
+            V, s, Wt = torch.linalg.svd(other, full_matrices=False)
+            US = (Q @ Wt.T) * torch.clamp(s - shrink, min=0)
+        i, j = case.unseen
+        return (US[i] * V[j]).sum(-1) + mean + b[i] + c[j]
+
+    return run
 
 
-def _iterative_svd(case: Ratings) -> Tensor:
-    """Fill in, truncate, repeat; rank and iterations chosen as ours were: with more of either it fits the noise."""
-    return _impute(case, rank=5, shrink=0.0, times=5)
-
-
-def _impute(case: Ratings, rank: int, shrink: float, times: int) -> Tensor:
-    """Iterate without ever writing the filled table down: it is sparse plus low rank, and so are its products."""
-    (i, j), values = case.indices.cpu(), case.values.cpu()
-    mean, b, c = values.mean(), torch.zeros(case.shape[0]), torch.zeros(case.shape[1])
-    for _ in range(10):
-        c = torch.zeros_like(c).index_add_(0, j, values - mean - b[i]) / (torch.bincount(j, minlength=len(c)) + 10)
-        b = torch.zeros_like(b).index_add_(0, i, values - mean - c[j]) / (torch.bincount(i, minlength=len(b)) + 5)
-    rest = SparseMatrix.from_entries(torch.stack([i, j]), values - mean - b[i] - c[j], case.shape)
-    rows, columns = rest.csr.crow_indices(), rest.csr.col_indices()
-    V = torch.linalg.qr(torch.randn(case.shape[1], rank, generator=torch.Generator().manual_seed(0)))[0]
-    US = torch.zeros(case.shape[0], rank)
-    for _ in range(times):
-        missing = rest.csr.values() - sampled_product(rest, US, V)
-        left = SparseMatrix(torch.sparse_csr_tensor(rows, columns, missing, case.shape))
-        Q = torch.linalg.qr(left.A(V.T).T + US @ (V.T @ V))[0]
-        V, s, Wt = torch.linalg.svd(left.A_adjoint(Q.T).T + V @ (US.T @ Q), full_matrices=False)
-        US = (Q @ Wt.T) * torch.clamp(s - shrink, min=0)
-    i, j = case.unseen.cpu()
-    return ((US[i] * V[j]).sum(-1) + mean + b[i] + c[j]).to(case.answers)
-
-
-def _surprise(case: Ratings) -> Tensor:
+def _surprise(case: _Ratings) -> Tensor:
     """Stochastic gradients on biased factors; learning rate, ridge and epochs chosen as ours were."""
     from surprise import SVD, Dataset, Reader, Trainset
 
@@ -234,59 +256,35 @@ def _surprise(case: Ratings) -> Tensor:
     return torch.tensor([model.predict(u, i).est for u, i in case.unseen.T.tolist()]).to(case.answers)
 
 
-def _recovered(case: Grid, found: list[list[Tensor]]) -> list[float]:
-    """Share of the matrices that came back with a root mean square error below 1e-4."""
-    errors = [
-        [float((x - m.truth).square().mean().sqrt()) for x, m in zip(xs, ms)] for xs, ms in zip(found, case.problems)
-    ]
-    return [float(np.mean(np.array(row) < 1e-4)) for row in errors]
-
-
-def _half_point(case: Any, found: Any) -> float | None:
-    """Share of observed entries at which half of the matrices come back."""
-    if not isinstance(case, Grid):
-        return None
-    rates = np.maximum.accumulate(_recovered(case, found))
-    return float(np.interp(0.5, rates, case.shares)) if rates[-1] >= 0.5 else float("inf")
-
-
-def _error(case: Any, outcome: Any) -> float | None:
-    if isinstance(case, Made) and len(outcome) != len(EPSILONS):
-        return outcome[-1]
-    return case.error(outcome) if isinstance(case, Ratings) else None
-
-
-def _sweeps(case: Any, outcome: Any) -> float | None:
-    if not isinstance(case, Made):
-        return None
-    return next((float(i + 1) for i, e in enumerate(outcome) if e <= 1e-6), None)
-
-
-def _floor_slope(case: Any, outcome: Any) -> float | None:
-    if not (isinstance(case, Made) and len(outcome) == len(EPSILONS)):
-        return None
-    return float(np.polyfit(np.log(EPSILONS), np.log(outcome), 1)[0])
-
-
 def _agree(case: Any, outcomes: Any) -> str:
-    if not isinstance(case, Ratings):
+    if not isinstance(case, _Ratings):
         return ""
-    lost = {name: round(case.error(x), 4) for name, x in outcomes.items() if not case.error(x) < 0.96}
+    errors = {name: round(case.measures(x)["error"], 4) for name, x in outcomes.items()}
+    lost = {name: error for name, error in errors.items() if not error < 0.96}
     return f"no better than offsets alone: {lost}" if lost else ""
 
 
-def _halves(results: Results) -> tuple[list[int], list[str]]:
-    cases = [c for c in results.cases if c.startswith("half")]
-    return [int(c.rsplit("=")[-1]) for c in cases], cases
+def _measure(name: str, unit: str) -> Measure:
+    return Measure(name, unit, lambda case, outcome: case.measures(outcome).get(name))
+
+
+def _halves(r: Results, least: int = 0) -> tuple[list[int], list[str]]:
+    """Ranks from ``least`` on, and their cases."""
+    ranks = {int(c.rsplit("=")[-1]): c for c in r.cases if c.startswith("half")}
+    return [k for k in ranks if k >= least], [c for k, c in ranks.items() if k >= least]
 
 
 def _growth(contender: str) -> Callable[[Results], Interval]:
-    return lambda r: r.slope(_halves(r)[0], contender, "seconds", _halves(r)[1])
+    def slope(r: Results) -> Interval:
+        ranks, cases = _halves(r, 40)
+        return r.slope(ranks, contender, "seconds", cases)
+
+    return slope
 
 
 def _plot(r: Results) -> list[Figure]:
     ranks, halves = _halves(r)
-    grid, movies = r.cases[PHASE], [OURS, EXACT, SOFT, ITERATIVE, SURPRISE]
+    movies = [OURS, EXACT, SOFT, ITERATIVE, SURPRISE]
     return [
         lines(
             {c: (ranks, r.series(c, "seconds", halves)) for c in (OURS, EXACT)},
@@ -299,7 +297,7 @@ def _plot(r: Results) -> list[Figure]:
             caption="Sweep by sweep the inexact solves lose nothing: the two lines lie on each other.",
         ),
         lines(
-            {c: (grid.shares, _recovered(grid, r.outcomes[PHASE, c])) for c in (OURS, EXACT, NUCLEAR)},
+            {c: (r.cases[PHASE].shares, r.outcomes[PHASE, c]) for c in (OURS, EXACT, NUCLEAR)},
             x="share of entries observed", y="share of matrices recovered",
             caption="Further left is better: how few entries suffice.",
         ),
@@ -307,13 +305,18 @@ def _plot(r: Results) -> list[Figure]:
             {"seconds": {c: r.value(MOVIES, c, "seconds") for c in movies},
              "test RMSE": {c: r.value(MOVIES, c, "error") for c in movies}},
             y="seconds; RMSE in stars", log=True,
-            caption="MovieLens-100k: compare the errors first; the times count where these are alike.",
+            caption="MovieLens-100k: compare the errors first; the times count where these are alike. Surprise with "
+            "100 factors (at full) ends a hair below ours, in many times the time.",
         ),
     ]  # fmt: skip
 
 
+def _timed(case: str) -> bool:
+    return case == MOVIES or case.startswith("half")
+
+
 def _floor(r: Results) -> float:
-    return r.value(INJECTED, "exact ALS with errors put in", "slope of the error floor")
+    return r.value(INJECTED, PUT_IN, "slope of the error floor")
 
 
 def _over(case: str, measure: str, contender: str, other: str) -> Callable[[Results], float]:
@@ -325,8 +328,10 @@ _RATE = "time(cg)/time(cholesky) <= .5 at k=160 and error ratio <= 2; slope over
 _ROBUST = "final error floor proportional to eps_0 (slope 1 +- .2), no divergence"
 _POINT = "50% point within 1.2x of exact ALS's, and <= nuclear-norm's"
 _BASELINES = (
-    "Both baselines run here in their sparse-plus-low-rank form, stopped where they are best: a step of theirs then "
-    "costs what a step of ours does. The dense implementations that are commonly installed are far slower."
+    "The bound has the common implementations in mind, which fill in and decompose the whole table. Here the baseline "
+    "runs on our own sparse products and stops where its validation error is least: a step of it then costs no more "
+    "than a step of ours, which only needs fewer of them than SoftImpute and as many as IterativeSVD, whose error "
+    "stays higher. Sorting the ratings, the same for all, is a third of our time."
 )
 _SMALL = {"small": 400, "grid": 60, "k": 3, "shares": (0.2, 0.3, 0.4), "trials": 3,
           "surprise": {"n_factors": 20, "n_epochs": 20, "lr_all": 0.015, "reg_all": 0.08}}  # fmt: skip
@@ -338,29 +343,29 @@ claim = Claim(
     paper_figure="No experiments; theorem: time nearly linear in |observed| k, against |observed| k^2 before, with "
     "unchanged sample complexity (abstract).",
     sizes={
-        "quick": {"n": 560, "ranks": (40, 80, 160), **_SMALL},
+        "quick": {"n": 800, "ranks": (40, 80, 160), **_SMALL},
         "full": {
             "n": 1500, "ranks": (20, 40, 80, 160), "small": 1500, "grid": 300, "k": 5,
-            "shares": (0.06, 0.07, 0.08, 0.1, 0.12, 0.15), "trials": 4,
+            "shares": (0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15), "trials": 4,
             "surprise": {"n_factors": 100, "n_epochs": 40, "lr_all": 0.01, "reg_all": 0.1},
         },
         "gpu": {"n": 6000, "ranks": (40, 80, 160), **_SMALL, "device": "cuda" if torch.cuda.is_available() else "cpu"},
     },
-    problem=problem,
+    problem=_problem,
     contenders=[
-        Contender(OURS, _als("cg"), cases=lambda c: c != INJECTED),
-        Contender(EXACT, _als("cholesky"), "baseline", cases=lambda c: c != INJECTED),
-        Contender("exact ALS with errors put in", _injected, "ablation", cases=lambda c: c == INJECTED),
+        Contender(OURS, _als("cg"), cases=_timed),
+        Contender(EXACT, _als("cholesky"), "baseline", cases=_timed),
+        Contender(OURS, _als("cg"), cases=lambda c: c in (ACCURACY, SWEEPS, PHASE), once=True),
+        Contender(EXACT, _als("cholesky"), "baseline", cases=lambda c: c in (ACCURACY, SWEEPS, PHASE), once=True),
+        Contender(PUT_IN, _als("cholesky"), "ablation", cases=lambda c: c == INJECTED, once=True),
         Contender(NUCLEAR, _nuclear_norm, "baseline", cases=lambda c: c == PHASE, once=True),
-        Contender(SOFT, _soft_impute, "baseline", cases=lambda c: c == MOVIES),
-        Contender(ITERATIVE, _iterative_svd, "baseline", cases=lambda c: c == MOVIES),
+        Contender(SOFT, _impute(20, 16.0, 15), "baseline", cases=lambda c: c == MOVIES),
+        Contender(ITERATIVE, _impute(5, 0.0, 5), "baseline", cases=lambda c: c == MOVIES),
         Contender(SURPRISE, _surprise, "peer", cases=lambda c: c == MOVIES, once=True),
     ],
     measures=[
-        Measure("error", "relative (made) or stars (ratings)", _error),
-        Measure("sweeps to 1e-6", "sweeps", _sweeps),
-        Measure("slope of the error floor", "log/log", _floor_slope),
-        Measure("half of them recovered at", "share observed", _half_point),
+        _measure("error", "relative (made) or stars (ratings)"), _measure("sweeps to 1e-6", "sweeps"),
+        _measure("slope of the error floor", "log/log"), _measure("half of them recovered at", "share observed"),
     ],
     bars=[
         Bar("Half a sweep at k = 160 takes at most half as long as exact solves", "card, claim 1", _RATE, "<=", 0.5,
@@ -394,5 +399,5 @@ claim = Claim(
     requires=["surprise"],
     agree=_agree,
     threads=1,
-    rounds={"quick": 2, "full": 3, "gpu": 7},
+    rounds={"quick": 3, "full": 7, "gpu": 7},
 )  # fmt: skip
