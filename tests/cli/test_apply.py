@@ -7,7 +7,7 @@ from hadamard import catalog
 from hadamard.cli.files import read_array, read_image, write_array, write_image
 from tests.cli.test_cli import command
 
-SUFFIX = {"matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png"}
+SUFFIX = {"matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv"}
 
 
 def write(key, path):
@@ -16,6 +16,8 @@ def write(key, path):
         path.write_text(
             "user,item,rating\n" + "".join(f"u{u},i{i},{u + i % 2}\n" for u in range(5) for i in range(u, 6))
         )
+    elif key == "spright":
+        path.write_text("".join(f"{value}\n" for value in range(16)))
     elif key == "rdledm":
         write_array(path, {"kspace": np.ones((3, 8, 8), dtype=np.complex64), "mask": np.ones((3, 8, 8))})
     else:
@@ -42,6 +44,8 @@ def test_file_in_file_out(method, monkeypatch, capsys):
         assert out.read_text().startswith("user,item,rating\nu1,i0,")
     elif key == "rdledm":
         assert read_array(out, "image").shape == (3, 8, 8)
+    elif key == "spright":
+        assert len(out.read_text().splitlines()) > 4
     else:
         assert read_image(out).shape == (16, 16)
 
@@ -56,7 +60,7 @@ def test_bad_files_are_one_line_and_exit_code_2(method, monkeypatch, capsys, fau
         source.write_bytes(b"")
     elif fault == "truncated":
         whole = source.read_bytes()
-        source.write_bytes(whole[:-3] if key == "matrix_completion" else whole[: len(whole) // 2])
+        source.write_bytes(whole[:-3] if source.suffix == ".csv" else whole[: len(whole) // 2])
     elif fault == "folder":
         source.unlink()
         source.mkdir()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
 from hadamard.spectral import fwht
-from hadamard.transforms.spright import _bins, _hash, _signs, sparse_wht
+from hadamard.transforms.spright import _bins, _cells, _signs, sparse_wht
 from hadamard.transforms.spright_detectors import detector, random_full_rank
 
 METHODS = ["noiseless", "nso", "so", "ml"]
@@ -95,7 +95,7 @@ def test_bins_hold_the_aliased_spectrum(n, b, seed):
     U = _bins(lambda points: x[(points.long() << weights).sum(-1)], M, offsets, torch.float64)
     every = ((torch.arange(1 << n)[:, None] >> weights) & 1).bool()
     expected = torch.zeros_like(U)
-    place = _hash(M.expand(1 << n, -1, -1), every)
+    place = _cells(M[None], every)[0]
     expected.index_add_(0, place, (_signs(offsets, every).double() * X).T)
     torch.testing.assert_close(U, expected)
 

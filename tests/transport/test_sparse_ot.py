@@ -140,15 +140,15 @@ def test_without_a_bound_it_is_quadratic_transport(reg, solver):
     assert abs(float(found.extras["duality_gap"])) < 1e-10
 
 
-@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("k", [2, 5])
 def test_against_pot(k):
     import ot
 
-    a, b, M = cloud(30, 20)
+    a, b, M = cloud(20, 15)
     found = sparsity_constrained_ot(a, b, M, 0.02, k, warn=False)
     with contextlib.redirect_stdout(io.StringIO()):  # POT prints on the way
         _, log = ot.smooth.smooth_ot_semi_dual(
-            a.numpy(), b.numpy(), M.numpy(), 0.02, reg_type="sparsity_constrained", max_nz=k, stopThr=1e-12, log=True
+            a.numpy(), b.numpy(), M.numpy(), 0.02, reg_type="sparsity_constrained", max_nz=k, log=True
         )
     alpha = torch.from_numpy(log["alpha"])
     value = float(alpha @ a - semi_dual(alpha, M.mT, b, SparseSquaredL2(0.02, k))[0])
@@ -170,7 +170,7 @@ def test_dual_and_semi_dual_have_one_optimum():
 def test_one_entry_gives_unregularised_transport():
     import ot
 
-    for seed in range(3):
+    for seed in range(2):
         a, b, M = cloud(5, 8, seed=seed)
         found = sparsity_constrained_ot(a, b, M, 0.01, 1, tol=1e-9, warn=False)
         exact = float(ot.emd2(a.numpy(), b.numpy(), M.numpy()))
@@ -200,12 +200,12 @@ def test_lower_bound_of_every_sparse_plan():
     assert least < INF
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 15), st.integers(1, 6), st.floats(-3, 0.5), st.integers(0, 99))
 def test_what_holds_of_every_plan(n, m, k, exponent, seed):
     a, b, M = cloud(n, m, seed=seed)
     k = min(max(k, -(-n // m)), n)
-    found = sparsity_constrained_ot(a, b, M, 10**exponent, k, max_iter=100, warn=False)
+    found = sparsity_constrained_ot(a, b, M, 10**exponent, k, max_iter=50, warn=False)
     assert int((found.plan > 0).sum(0).max()) <= k
     torch.testing.assert_close(found.plan.sum(0), b)
     assert found.residual == pytest.approx(float((found.plan.sum(1) - a).abs().sum()), abs=1e-12)
@@ -303,11 +303,11 @@ def test_value_gradients_are_the_plan_and_the_potentials():
 
 
 def test_gradcheck_of_the_plan():
-    a, b, M = cloud(9, 4)
+    a, b, M = cloud(5, 3)
     x, y = a.log().requires_grad_(), b.log().requires_grad_()
 
     def solve(x, y, M):
-        found = sparsity_constrained_ot(x.softmax(0), y.softmax(0), M, 0.1, 4, tol=1e-12, warn=False)
+        found = sparsity_constrained_ot(x.softmax(0), y.softmax(0), M, 0.1, 3, tol=1e-12, warn=False)
         assert found.residual < 1e-9
         return found.value, found.plan
 

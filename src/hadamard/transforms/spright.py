@@ -55,7 +55,7 @@ class SparseSpectrum(Solution):
         """The indices as integers with bit ``q`` of weight ``2^q``; for at most 62 bits."""
         n = self.indices.shape[1]
         check_range(n, "n", 1, 62)
-        return (self.indices.long() << torch.arange(n, device=self.indices.device)).sum(-1)
+        return _as_integers(self.indices)
 
     def evaluate(self, points: Tensor) -> Float[Tensor, "S"]:
         """Evaluate the function at points given as bits of shape (S, n).
@@ -249,9 +249,7 @@ def _bins(ask: Oracle, M: Tensor, offsets: Tensor, dtype: torch.dtype) -> Tensor
 def _peel(U: Tensor, hashes: Tensor, decide: Detector, floor: float) -> tuple[Tensor, Tensor]:
     """Find coefficients in the bins that hold one, subtract them everywhere, and go on; ``U`` becomes the residual."""
     groups, size, _ = U.shape
-    n = hashes.shape[1]
-    keys = torch.zeros(0, n, dtype=torch.bool)
-    values = U.new_zeros(0)
+    keys, values = [hashes.new_zeros(0, hashes.shape[1])], [U.new_zeros(0)]
     todo = torch.ones(groups, size, dtype=torch.bool)
     for _ in range(16 + 4 * size.bit_length()):  # far more rounds than peeling takes; noise may go round in circles
         group, cell = (todo & (U.square().mean(-1) > floor)).nonzero(as_tuple=True)
@@ -262,47 +260,61 @@ def _peel(U: Tensor, hashes: Tensor, decide: Detector, floor: float) -> tuple[Te
         S = _signs(decide.offsets, k).T.to(U.dtype)
         amplitude = (S * V).mean(-1)
         single = (V - amplitude[:, None] * S).square().mean(-1) <= floor
-        single &= (_hash(hashes[group], k) == cell) & (amplitude != 0)
+        single &= (_cells(hashes, k)[group, torch.arange(len(k))] == cell) & (amplitude != 0)
         todo.zero_()
         if not bool(single.any()):
             break
-        new, which = torch.unique(k[single], dim=0, return_inverse=True)
+        new, which = _distinct(k[single])
         count = torch.bincount(which, minlength=len(new))
         amplitude = U.new_zeros(len(new)).index_add(0, which, amplitude[single]) / count
-        touched = torch.cat([g * size + _hash(hashes[g].expand(len(new), -1, -1), new) for g in range(groups)])
-        S = _signs(decide.offsets, new).T.to(U.dtype)
-        U.view(groups * size, -1).index_add_(0, touched, -(amplitude[:, None] * S).repeat(groups, 1))
+        touched = _subtract(U, hashes, decide.offsets, new, amplitude)
         todo.view(-1)[touched] = True
-        keys, values = _merge(keys, values, new, amplitude)
-    return _refit(U, hashes, decide.offsets, keys, values)
+        keys.append(new)
+        values.append(amplitude)
+    found, which = _distinct(torch.cat(keys))  # one that was found again is corrected by what was found
+    return _refit(U, hashes, decide.offsets, found, U.new_zeros(len(found)).index_add(0, which, torch.cat(values)))
+
+
+def _subtract(U: Tensor, hashes: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Take coefficients out of their bins in all groups; return which bins of ``U.view(-1, P)`` these are."""
+    groups, size, _ = U.shape
+    touched = (_cells(hashes, keys) + size * torch.arange(groups)[:, None]).flatten()
+    S = _signs(offsets, keys).T.to(U.dtype)
+    U.view(groups * size, -1).index_add_(0, touched, -(values[:, None] * S).repeat(groups, 1))
+    return touched
 
 
 def _refit(U: Tensor, hashes: Tensor, offsets: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Average each coefficient over the groups: two sweeps on what the residual still holds of it."""
-    groups, size, _ = U.shape
     if not len(values):
         return keys, values
-    S = _signs(offsets, keys).T.to(U.dtype)
-    cells = torch.stack([g * size + _hash(hashes[g].expand(len(keys), -1, -1), keys) for g in range(groups)])
-    flat = U.view(groups * size, -1)
+    S, cells = _signs(offsets, keys).T.to(U.dtype), _cells(hashes, keys)
     for _ in range(2):
-        change = torch.stack([(S * flat[cell]).mean(-1) for cell in cells]).mean(0)
+        change = torch.stack([(S * U[g, cell]).mean(-1) for g, cell in enumerate(cells)]).mean(0)
         values = values + change
-        flat.index_add_(0, cells.reshape(-1), -(change[:, None] * S).repeat(groups, 1))
+        _subtract(U, hashes, offsets, keys, change)
     keep = values.abs() > torch.finfo(U.dtype).eps * values.abs().max()
     return keys[keep], values[keep]
 
 
-def _merge(keys: Tensor, values: Tensor, new: Tensor, amplitude: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients by key; one that was found before is corrected."""
-    both, which = torch.unique(torch.cat([keys, new]), dim=0, return_inverse=True)
-    return both, values.new_zeros(len(both)).index_add(0, which, torch.cat([values, amplitude]))
+def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Each index once, and which of them every row is; compared as words of 62 bits, which is quicker than as bits."""
+    words = torch.stack([_as_integers(part) for part in keys.split(62, dim=1)], 1)
+    one = words.shape[1] == 1
+    distinct, which = torch.unique(words[:, 0] if one else words, dim=None if one else 0, return_inverse=True)
+    first = keys.new_zeros(len(distinct), keys.shape[1])
+    first[which] = keys
+    return first, which
 
 
-def _hash(M: Tensor, k: Tensor) -> Tensor:
-    """The bin ``M^T k`` of each index; one hashing an index."""
-    bits = torch.einsum("inb,in->ib", M.float(), k.float()) % 2
-    return (bits.long() << torch.arange(M.shape[-1])).sum(-1)
+def _as_integers(bits: Tensor) -> Tensor:
+    """Rows of at most 62 bits as integers, bit ``q`` of weight ``2^q``."""
+    return (bits.long() << torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
+
+
+def _cells(hashes: Tensor, keys: Tensor) -> Tensor:
+    """The bin ``M^T k`` of each index in each group: shape (groups, keys)."""
+    return _as_integers(keys.float() @ hashes.float() % 2)
 
 
 def _signs(points: Tensor, k: Tensor) -> Tensor:
@@ -323,11 +335,10 @@ def _oracle(function: Oracle | Tensor, n: int | None, dtype: torch.dtype) -> tup
         if table.numel() != 1 << bits or (n is not None and n != bits):
             wanted = "a power of two" if n is None else f"2^n = {1 << n}"
             raise ValueError(f"function must hold {wanted} values, got {table.numel()}")
-        weights = torch.arange(bits)
         n = check_range(bits, "n", 1)
 
         def read(points: Tensor) -> Tensor:
-            return table[(points.long() << weights).sum(-1)]
+            return table[_as_integers(points)]
 
         call: Oracle = read
     else:

@@ -6,6 +6,7 @@ plus noise. Each detector chooses offsets from which it can read ``k``.
 
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -120,8 +121,8 @@ class _Codeword:
 
 
 def _rank(M: Tensor) -> int:
-    """Rank over the field of two elements, by elimination on rows packed into Python integers."""
-    rows = [int("".join("1" if bit else "0" for bit in row), 2) for row in M.tolist()]
+    """Rank over the field of two elements, by elimination on columns packed into Python integers."""
+    rows = [int.from_bytes(column.tobytes()) for column in np.packbits(M.numpy().T, axis=1)]
     rank = 0
     while rows:
         pivot = rows.pop()
