@@ -146,17 +146,7 @@ def pnp_admm(
     -------
     Reconstruction
         ``value`` is the denoiser's last output, ``residual`` the larger of ``||x - z||`` and the change of z, over the
-        norm of z. The objective need not fall in every iteration.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is not what is described here.
-
-    Warns
-    -----
-    sklearn.exceptions.ConvergenceWarning
-        If ``warn`` and the tolerance was not met.
+        norm of z. The objective need not fall in every iteration. Errors and warnings are those of :func:`pnp_pgd`.
 
     References
     ----------

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations, pairwise
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from hadamard.claims import Bar, Claim, Contender, Measure, Results
 from hadamard.claims.imaging.learned_proximal_training import ATOMS, NETWORKS, train
-from hadamard.claims.plots import lines, pictures
+from hadamard.claims.plots import bars, lines, pictures
 from hadamard.data import photographs
 from hadamard.imaging import GaussianBlur, LearnedProximal, pnp_admm, pnp_pgd
 from hadamard.proximal import soft
@@ -24,9 +25,10 @@ _OURS, _L2, _L1 = "LPN, proximal matching", "LPN, squared error", "LPN, absolute
 _ADMM, _CNN, _TV = "LPN, by ADMM", "CNN of equal size, plug-and-play", "TV (scikit-image)"
 _LOSS = {_OURS: "proximal", _L2: "l2", _L1: "l1"}
 _ITERATIONS = 200
-# Strength of each prior in units of the noise: of 0.7, 1, 1.4 (ADMM: 2, 3; TV: 0.05, 0.1, 0.2, 0.3) the one with the
-# best mean PSNR on photographs("train"), for blur 1 and 2 and noise 0.02 and 0.04.
-_STRENGTH = {_OURS: 0.7, _CNN: 1.0, _TV: 0.3, _ADMM: 2.0}
+_BLURS, _NOISES = [1.0, 2.0], [0.02, 0.04]
+# Strength of each prior in units of the noise, of seven between 0.35 and 2.8, made by
+# `python -c "from hadamard.claims.imaging import learned_proximal; print(learned_proximal.tune())"`.
+_STRENGTH = {_OURS: 0.7, _CNN: 0.7, _TV: 0.5, _ADMM: 2.0}
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,11 @@ class _Signals:
 
 @dataclass(frozen=True)
 class _Deblur:
-    """A blurred noisy photograph, the truth, and the two trained denoisers."""
+    """A blurred noisy photograph (or several of one size), the truth, the truth with noise, and the two denoisers."""
 
     clean: Tensor
     y: Tensor
+    noisy: Tensor
     operator: GaussianBlur
     noise: float
     prior: LearnedProximal
@@ -55,21 +58,49 @@ def _problem(
     cases: dict[str, Any] = {"Laplace": _signals("laplace"), "four points": _signals("mixture")}
     if again:
         with tempfile.TemporaryDirectory() as folder:
-            train("quick", folder, seed=seed + 1, progress=False)
+            train("quick", folder, seed=seed + 1, progress=False, data=("laplace", "mixture"))
             cases |= {f"{n}, trained again": _signals(k, folder) for n, k in (("Laplace", "laplace"),
                                                                             ("four points", "mixture"))}  # fmt: skip
-    prior, plain = _load("photographs").double().to(device), _load("photographs_cnn").to(device)
-    generator, pictures = torch.Generator().manual_seed(seed), photographs("test")
+    pictures = photographs("test")
     for blur in blurs:
-        operator = GaussianBlur((side, side), blur).to(device)
         for noise in noises:
             for name in names:
-                top, left = ((n - side) // 2 for n in pictures[name].shape)
-                clean = pictures[name][None, None, top : top + side, left : left + side].double()
-                noisy = operator(clean.to(device)).cpu() + noise * torch.randn(clean.shape, generator=generator)
-                case = _Deblur(clean.to(device), noisy.to(device), operator.to(device), noise, prior, plain)
-                cases[f"deblur {name}, blur {blur:g}, noise {noise:g}"] = case
+                clean = _crop(pictures[name], side)
+                cases[f"deblur {name}, blur {blur:g}, noise {noise:g}"] = _deblur(clean, blur, noise, seed, device)
     return cases
+
+
+def tune() -> dict[str, float]:
+    """Find each prior's strength with the best mean PSNR on the photographs to train on, of the same seven for all.
+
+    Forty iterations choose two of the seven, the run's own number of iterations one of the two.
+    """
+    clean = torch.cat([_crop(picture, 48) for picture in photographs("train").values()])
+    cases = [_deblur(clean, blur, noise, 100, "cpu") for blur in _BLURS for noise in _NOISES]
+    best = {}
+    for name, run in _RUNS.items():
+
+        def mark(strength: float, *iterations: int, run: Callable[..., dict[str, Any]] = run) -> float:
+            return sum(run(case, strength, *iterations)["psnr"] for case in cases)
+
+        two = sorted((0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8), key=lambda s, mark=mark: mark(s, 40))[-2:]  # type: ignore[misc]
+        best[name] = max(two, key=mark)
+    return best
+
+
+def _crop(picture: Tensor, side: int) -> Tensor:
+    top, left = ((n - side) // 2 for n in picture.shape)
+    return picture[None, None, top : top + side, left : left + side].double()
+
+
+def _deblur(clean: Tensor, blur: float, noise: float, seed: int, device: str) -> _Deblur:
+    generator = torch.Generator().manual_seed(seed)
+    operator, prior = GaussianBlur(clean.shape[-2:], blur), _load("photographs").double()
+    once, again = (torch.randn(clean.shape, generator=generator) for _ in range(2))
+    y, noisy = operator(clean) + noise * once, clean + prior.noise_level * again
+    clean, y, noisy = (x.to(device) for x in (clean, y, noisy))
+    plain = _load("photographs_cnn").to(device)
+    return _Deblur(clean, y, noisy, operator.to(device), noise, prior.to(device), plain)
 
 
 def _signals(kind: str, folder: str | None = None) -> _Signals:
@@ -87,7 +118,7 @@ def _load(name: str, folder: str | None = None) -> Any:
 def _learned(contender: str) -> Callable[[Any], dict[str, Any]]:
     def run(case: _Signals | _Deblur) -> dict[str, Any]:
         if isinstance(case, _Deblur):
-            return _descend(case, case.prior.at(_STRENGTH[_OURS] * case.noise), torch.float64)
+            return _run_ours(case)
         network = case.networks[_LOSS[contender]]
         return _look_at_line(network) if case.kind == "laplace" else _look_at_points(network)
 
@@ -129,43 +160,53 @@ def _look_at_points(network: LearnedProximal) -> dict[str, Any]:
     return {"heights": heights, "right": sum(h > 0 for h in heights)}
 
 
-def _descend(case: _Deblur, denoiser: Any, dtype: torch.dtype) -> dict[str, Any]:
-    found = pnp_pgd(
-        case.operator, case.y.to(dtype), denoiser, step=0.99, tol=0.0, max_iter=_ITERATIONS, warn=False
-    )  # fmt: skip
+def _run_ours(case: _Deblur, strength: float = _STRENGTH[_OURS], max_iter: int = _ITERATIONS) -> dict[str, Any]:
+    alone = case.prior(case.noisy)
+    return _descend(case, case.prior.at(strength * case.noise), torch.float64, max_iter) | {"alone": _psnr(case, alone)}
+
+
+def _run_cnn(case: _Deblur, strength: float = _STRENGTH[_CNN], max_iter: int = _ITERATIONS) -> dict[str, Any]:
+    """Plug-and-play with the unconstrained denoiser, scaled to other noise levels as ours is."""
+    alone, scale = case.plain(case.noisy.float()), strength * case.noise / case.prior.noise_level
+    found = _descend(case, lambda v: scale * case.plain(v / scale), torch.float32, max_iter)
+    return found | {"alone": _psnr(case, alone)}
+
+
+def _descend(case: _Deblur, denoiser: Any, dtype: torch.dtype, max_iter: int) -> dict[str, Any]:
+    found = pnp_pgd(case.operator, case.y.to(dtype), denoiser, step=0.99, tol=0.0, max_iter=max_iter, warn=False)
     return _outcome(case, found.value) | {"residuals": found.residuals, "objective": found.objective}
 
 
-def _run_cnn(case: _Deblur) -> dict[str, Any]:
-    """Plug-and-play with the unconstrained denoiser, scaled to other noise levels as ours is."""
-    scale = _STRENGTH[_CNN] * case.noise / case.prior.noise_level
-    return _descend(case, lambda v: scale * case.plain(v / scale), torch.float32)
-
-
-def _run_admm(case: _Deblur) -> dict[str, Any]:
-    times = _STRENGTH[_ADMM]
-    prior = case.prior.at(times * case.noise)
-    found = pnp_admm(case.operator, case.y, prior, rho=1 / times**2, tol=0.0, max_iter=30, warn=False)
+def _run_admm(case: _Deblur, strength: float = _STRENGTH[_ADMM], max_iter: int = 30) -> dict[str, Any]:
+    prior = case.prior.at(strength * case.noise)
+    found = pnp_admm(case.operator, case.y, prior, rho=1 / strength**2, tol=0.0, max_iter=max_iter, warn=False)
     return _outcome(case, found.value) | {"residuals": found.residuals}
 
 
-def _run_tv(case: _Deblur) -> dict[str, Any]:
+def _run_tv(case: _Deblur, strength: float = _STRENGTH[_TV], max_iter: int = 60) -> dict[str, Any]:
     """Total variation by accelerated proximal gradients, its proximal map from scikit-image."""
     from skimage.restoration import denoise_tv_chambolle
 
-    weight, y = _STRENGTH[_TV] * case.noise**2 / 0.02, case.y
+    weight, y = (strength * case.noise) ** 2 / 0.02, case.y
     x = v = y
     t = 1.0
-    for _ in range(60):
-        z = v - 0.99 * case.operator.A_adjoint(case.operator.A(v) - y)
-        new = torch.from_numpy(denoise_tv_chambolle(z[0, 0].cpu().numpy(), weight=weight, max_num_iter=30))[None, None]
-        new, t_new = new.to(y), (1 + math.sqrt(1 + 4 * t * t)) / 2
+    for _ in range(max_iter):
+        z = (v - 0.99 * case.operator.A_adjoint(case.operator.A(v) - y)).cpu().numpy()
+        new = torch.stack([torch.from_numpy(denoise_tv_chambolle(p[0], weight=weight, max_num_iter=30)) for p in z])
+        new, t_new = new[:, None].to(y), (1 + math.sqrt(1 + 4 * t * t)) / 2
         x, v, t = new, new + (t - 1) / t_new * (new - x), t_new
     return _outcome(case, x)
 
 
+_RUNS: dict[str, Callable[..., dict[str, Any]]] = {_OURS: _run_ours, _CNN: _run_cnn, _ADMM: _run_admm, _TV: _run_tv}
+
+
 def _outcome(case: _Deblur, x: Tensor) -> dict[str, Any]:
-    return {"image": x[0, 0].cpu(), "psnr": float(-10 * torch.log10((x - case.clean).square().mean()))}
+    return {"image": x[0, 0].cpu(), "psnr": _psnr(case, x)}
+
+
+def _psnr(case: _Deblur, x: Tensor) -> float:
+    return float(-10 * torch.log10((x - case.clean).square().mean((1, 2, 3))).mean())
 
 
 def _ratio(outcome: dict[str, Any]) -> float | None:
@@ -194,9 +235,17 @@ def _wrong_orders(results: Results) -> float:
     return float(wrong)
 
 
-def _gain(results: Results) -> float:
-    """The smallest lead over the plain denoiser, in dB."""
-    return min(results.value(c, _OURS, "PSNR") - results.value(c, _CNN, "PSNR") for c in _deblurs(results))
+def _leads(results: Results) -> list[float]:
+    """The lead over the plain denoiser in dB, run by run."""
+    return [results.value(c, _OURS, "PSNR") - results.value(c, _CNN, "PSNR") for c in _deblurs(results)]
+
+
+def _by_setting(results: Results, contender: str) -> dict[str, float]:
+    """Mean PSNR over the photographs, for each blur and noise."""
+    groups: dict[str, list[float]] = {}
+    for case in _deblurs(results):
+        groups.setdefault(case.partition(", ")[2], []).append(results.value(case, contender, "PSNR"))
+    return {setting: fmean(values) for setting, values in groups.items()}
 
 
 def _plot(results: Results) -> list[dict[str, Any]]:
@@ -220,11 +269,14 @@ def _plot(results: Results) -> list[dict[str, Any]]:
             priors | {"|x|": (x[::3].tolist(), x.abs()[::3].tolist())}, x="x", y="learned prior R(x)", markers=False,
             caption="The prior that each network carries; proximal matching recovers the kink of |x| at 0.",
         ),
-        pictures(images, limits=(0, 1), caption=f"Restoring '{name}', each prior as strong as suits others."),
+        pictures(images, limits=(0, 1), caption=f"Restoring '{name}', each prior as strong as suits the photographs "
+                 "that were trained on."),
+        bars({k: _by_setting(results, k) for k in (_OURS, _ADMM, _CNN, _TV)}, y="PSNR in dB, mean over photographs",
+             caption="Higher is better: what the guarantee costs."),
         lines(
             {k: (steps, shown[k]["residuals"].tolist()) for k in (_OURS, _CNN)}, x="iteration",
             y="change of the picture", log="y", markers=False,
-            caption="Both settle here; only for the learned proximal map is it guaranteed.",
+            caption="How far each settles; only for the learned proximal map is it guaranteed that it does.",
         ),
         lines(
             {_OURS: (steps[:-1], (f[:-1] - f[-1]).tolist())}, x="iteration", y="objective above its last value",
@@ -233,11 +285,21 @@ def _plot(results: Results) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+_WHY = (
+    "Part of the gap is the denoiser's: with noise alone and no blur (its own measure) the learned map is behind the "
+    "free network on 'camera' and 'flower', pictures of sharp edges, and ahead on 'cat' and 'rocket'. With blur 2 the "
+    "two are about level on average; it is with blur 1 that the learned map loses. How much is due to the "
+    "constraint to gradients of convex functions and how much to the short training was not isolated."
+)
+
 claim = Claim(
     key="learned_proximal",
     statement="A denoiser built as the gradient of a convex network and trained by proximal matching gives the most "
     "probable signal, carries a prior that can be evaluated, and makes plug-and-play reconstruction of photographs "
-    "descend a known objective and settle, without losing to a free network of equal size.",
+    "descend a known objective. That costs PSNR against a free network of equal size, and against total variation, "
+    "where edges are sharp. "
+    "(The network's shape was first chosen with the test photographs in view; trained briefly without three of the "
+    "training photographs and judged on those, widths 16 to 128 and patches of 6 and 8 differ by less than 0.1 dB.)",
     paper_figure="For a Laplace variable only proximal matching gives the soft threshold and the prior |x|; squared "
     "and absolute error do not (figure 2). Faces deblurred on a par with the best plug-and-play denoisers (blur 1 and "
     "2 pixels, noise 0.02 and 0.04), by networks trained for 40,000 steps.",
@@ -245,7 +307,7 @@ claim = Claim(
         "quick": {"names": ["camera", "cat"], "side": 48, "blurs": [1.0], "noises": [0.04], "again": False},
         "full": {
             "names": ["camera", "cat", "coins", "flower", "rocket"],
-            "side": 96,
+            "side": 64,
             "blurs": [1.0, 2.0],
             "noises": [0.02, 0.04],
             "again": True,
@@ -274,6 +336,7 @@ claim = Claim(
         Measure("prior error", "", lambda case, outcome: outcome.get("prior_error")),
         Measure("pairs", "of 6", lambda case, outcome: outcome.get("right")),
         Measure("PSNR", "dB", lambda case, outcome: outcome.get("psnr")),
+        Measure("PSNR, noise 0.1 alone", "dB", lambda case, outcome: outcome.get("alone")),
         Measure("last residual / first", "", lambda case, outcome: _ratio(outcome)),
         Measure("largest rise of the objective", "of its fall", lambda case, outcome: _rise(outcome)),
     ],
@@ -329,6 +392,17 @@ claim = Claim(
             sense="<=",
             bound=1e-3,
             value=lambda r: max(r.series(_OURS, "last residual / first", _deblurs(r))),
+            why="The objective falls in every iteration of every run, but at noise 0.02, where the prior is weak, 200 "
+            "steps of length 1/L do not finish.",
+        ),
+        Bar(
+            text="deblurring: lead in PSNR over plug-and-play with the free network in dB, mean over the runs",
+            source="card, claim 3",
+            original_bound="PSNR >= CNN-PnP - 0.5 dB",
+            sense=">=",
+            bound=-0.5,
+            value=lambda r: fmean(_leads(r)),
+            why=_WHY,
         ),
         Bar(
             text="deblurring: lead in PSNR over plug-and-play with the free network in dB, the worst run",
@@ -336,9 +410,8 @@ claim = Claim(
             original_bound="PSNR >= CNN-PnP - 0.5 dB",
             sense=">=",
             bound=-0.5,
-            value=_gain,
-            why="The lead depends on the photograph: at size quick the learned map loses on 'camera', where total "
-            "variation beats it as well, and leads on 'cat'. Why was not isolated.",
+            value=lambda r: min(_leads(r)),
+            why=_WHY,
         ),
         Bar(
             text="comparisons between losses that come out the other way, with networks trained again too at size full",

@@ -1,7 +1,7 @@
 """How the networks of the claim on learned proximal networks are trained: all of them by one command and one budget."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
@@ -97,9 +97,15 @@ _DATA = {
 
 
 def train(
-    size: str = "full", out: str | Path | None = None, resume: bool = True, *, seed: int = 0, progress: bool = True
+    size: str = "full",
+    out: str | Path | None = None,
+    resume: bool = True,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+    data: Sequence[str] = ("laplace", "mixture", "photographs"),
 ) -> list[Path]:
-    """Train every network of the claim and write it with its provenance.
+    """Train the networks of the claim and write each with its provenance.
 
     Parameters
     ----------
@@ -113,6 +119,8 @@ def train(
         Of the initial weights and the data.
     progress
         Show a progress bar for each network.
+    data
+        Which networks: those that learn from these.
 
     Returns
     -------
@@ -126,6 +134,8 @@ def train(
     if not resume:
         rmtree(states, ignore_errors=True)
     for name, network in NETWORKS.items():
+        if network.data not in data:
+            continue
         state = states / f"{name}.state"
         module = _train_one(network, _STEPS[size][network.data], seed, state, name if progress else "")
         account = {
