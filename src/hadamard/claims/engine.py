@@ -17,7 +17,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import scipy.linalg  # noqa: F401  its BLAS is loaded, and limited with the others
 import torch
+from threadpoolctl import threadpool_limits
 from torch.utils.benchmark import Timer, timer
 
 from hadamard import catalog
@@ -127,6 +129,7 @@ def measure(claim: Claim, size: str, *, timed: bool = True, on_step: Step = lamb
     if missing:
         raise ImportError(f"{claim.key} compares with {', '.join(missing)}, which is not installed: run 'make setup'")
     threads = torch.get_num_threads()
+    limits = threadpool_limits(claim.threads)  # the peers' BLAS too
     torch.set_num_threads(claim.threads or threads)
     workers: dict[bool, Worker] = {}
     try:
@@ -141,6 +144,7 @@ def measure(claim: Claim, size: str, *, timed: bool = True, on_step: Step = lamb
             on_step((i + 1) / len(turns))
         return results
     finally:
+        limits.restore_original_limits()
         torch.set_num_threads(threads)
         for worker in workers.values():
             worker.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch.utils.benchmark import timer
 
 __all__ = ["Worker"]
@@ -64,6 +65,7 @@ class Worker:
 
 def _serve(pipe: Connection, key: str, size: str, torchvision: bool, threads: int) -> None:
     """The process's loop: one question, one ``(answer, error)``."""
+    threadpool_limits(threads)
     torch.set_num_threads(threads)
     claim: Any = None
     while True:

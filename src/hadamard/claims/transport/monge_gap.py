@@ -42,7 +42,7 @@ def problem(
     training = {"steps": steps, "batch_size": batch, "random_state": seed}
     cases: dict[str, Any] = {
         GAUSSIANS: gaussians(seed, d, n, weights, training),
-        CURVES: curves(seed, n, training | {"steps": 3 * steps}),
+        CURVES: curves(seed, n, training | {"steps": 2 * steps}),
         CELLS: cells(seed, d, weights, training),
     }
     g = torch.Generator().manual_seed(seed)
