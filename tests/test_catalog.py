@@ -41,6 +41,7 @@ def test_a_bound_is_the_quoted_one_or_says_why_not(key):
         words = bar.original_bound.replace("−", "-").replace("±", "+-")
         quoted = {float(x) for x in re.findall(r"\d*\.?\d+(?:e[-+]?\d+)?", words)}
         quoted |= {int(a) / int(b) for a, b in re.findall(r"(\d+)/(\d+)", words) if int(b)}
+        quoted |= {0.5} if "half" in words else set()
         quoted = {0, 1, 100} | {y for x in quoted for y in (x, 100 * x, x / 100, 1 + x, 1 - x)}
         bound = abs(bar.bound)
         there = bound <= 1e-12 or any(bound == pytest.approx(x) for x in quoted)

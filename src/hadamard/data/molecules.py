@@ -90,7 +90,7 @@ def molecules(split: str = "train", *, dtype: torch.dtype = torch.float32) -> Mo
     (66, torch.Size([396]), torch.Size([3018, 3]))
     """
     check_option(split, "split", tuple(_COPIES))
-    with np.load(files("hadamard.data").joinpath(_FILE)) as table:
+    with np.load(str(files("hadamard.data").joinpath(_FILE))) as table:
         data = {name: table[name] for name in table.files}
     geometry = np.isin(data["copy"], list(_COPIES[split]))
     sizes = data["size"]
@@ -106,7 +106,7 @@ def molecules(split: str = "train", *, dtype: torch.dtype = torch.float32) -> Mo
     )
 
 
-def label(numbers: Sequence[int], positions: np.ndarray) -> tuple[float, np.ndarray]:
+def label(numbers: Sequence[int] | np.ndarray, positions: np.ndarray) -> tuple[float, np.ndarray]:
     """Energy in eV and forces in eV per angstrom of a neutral closed-shell molecule, by GFN2-xTB.
 
     Parameters
@@ -177,7 +177,8 @@ def generate(path: str | Path, copies: int = 26, seed: int = 0) -> None:
         forces=np.concatenate(rows["forces"]).astype(np.float32),
         provenance=(
             f"Geometries: G2 set from ASE {version('ase')} (LGPL-2.1+), displaced at random (seed {seed}). Energies "
-            f"and forces: computed by GFN2-xTB with tblite {version('tblite')} (LGPL-3.0+). The numbers themselves: CC0."
+            f"and forces: computed by GFN2-xTB with tblite {version('tblite')} (LGPL-3.0+). "
+            "The numbers themselves: CC0."
         ),
     )
 
