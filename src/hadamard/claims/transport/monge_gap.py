@@ -42,7 +42,7 @@ def problem(
     training = {"steps": steps, "batch_size": batch, "random_state": seed}
     cases: dict[str, Any] = {
         GAUSSIANS: gaussians(seed, d, n, weights, training),
-        CURVES: curves(seed, n, training | {"steps": 2 * steps}),
+        CURVES: curves(seed, n, training),
         CELLS: cells(seed, d, weights, training),
     }
     g = torch.Generator().manual_seed(seed)
@@ -164,16 +164,18 @@ def plot(r: Results) -> list[Figure]:
 claim = Claim(
     key="monge_gap",
     statement=(
-        "A network fitted with the Monge gap is much nearer to the optimal transport map, for squared and for plain "
-        "distances, at hardly any loss of fit, and the gap's gradient costs a fraction of an unrolled one."
+        "A network fitted with the Monge gap is much nearer to the optimal map. For squared distances it fits "
+        "as well; for plain ones it fits less well the longer it is trained (at size full 1.5 to 2 times the "
+        "divergence). Starting at the identity does much of the same for squared distances, and between Gaussians a "
+        "closed form does best. The gap's gradient costs a fraction of an unrolled one."
     ),
     paper_figure="maps with a lower gap at an equal fit, for any cost, without convex networks (arXiv 2302.04953)",
     sizes={
         "quick": {
             "d": 4,
-            "n": 400,
+            "n": 300,
             "weights": (1.0,),
-            "steps": 120,
+            "steps": 80,
             "batch": 64,
             "linear": 800,
             "growth": [128, 256, 512],
@@ -185,7 +187,7 @@ claim = Claim(
             "steps": 500,
             "batch": 192,
             "linear": 2000,
-            "growth": [256, 512, 1024, 2048],
+            "growth": [256, 512, 1024],
         },
     },
     problem=problem,
@@ -257,6 +259,7 @@ claim = Claim(
             sense="<=",
             bound=1.2,
             value=lambda r: _over(r, CURVES, "divergence"),
+            why="after 500 steps and more this network fits less well with every weight from 0.1 to 2 that was tried",
         ),
         Bar(
             text="linear map of a Gaussian: relative error of the gap against 2 (nuclear norm - trace)",
