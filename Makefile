@@ -26,10 +26,10 @@ demo: $(SETUP)
 	$(BIN)/hadamard claims --size quick --out evidence
 
 test: $(SETUP)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(SETUP)
-	$(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: $(SETUP)
 	$(BIN)/ruff check src tests docs

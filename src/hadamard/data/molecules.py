@@ -176,9 +176,8 @@ def generate(path: str | Path, copies: int = 26, seed: int = 0) -> None:
         positions=np.concatenate(rows["positions"]),
         forces=np.concatenate(rows["forces"]).astype(np.float32),
         provenance=(
-            f"Geometries: G2 set from ASE {version('ase')} (LGPL-2.1+), displaced at random (seed {seed}). Energies "
-            f"and forces: computed by GFN2-xTB with tblite {version('tblite')} (LGPL-3.0+). "
-            "The numbers themselves: CC0."
+            f"Geometries: G2 set (Curtiss et al. 1997) as in ASE {version('ase')} (LGPL-2.1+), displaced at random "
+            f"(seed {seed}). Energies and forces: computed by GFN2-xTB with tblite {version('tblite')} (LGPL-3.0+)."
         ),
     )
 
