@@ -165,7 +165,7 @@ claim = Claim(
     key="monge_gap",
     statement=(
         "A network fitted with the Monge gap is much nearer to the optimal map. For squared distances it fits "
-        "as well; for plain ones it fits less well the longer it is trained (at size full 1.5 to 2 times the "
+        "as well; for plain ones it fits less well the longer it is trained (runs at size full: 1.5 to 6 times the "
         "divergence). Starting at the identity does much of the same for squared distances, and between Gaussians a "
         "closed form does best. The gap's gradient costs a fraction of an unrolled one."
     ),

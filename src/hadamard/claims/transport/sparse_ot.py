@@ -231,12 +231,8 @@ def _to_quadratic(r: Results) -> float:
     return float(difference.abs().max())
 
 
-def _batch(r: Results) -> str:
-    return next(name for name in r.cases if " x " in name)
-
-
-def _faster(r: Results, case: str) -> Interval:
-    return r.ratio(case, SERIAL, BATCH)
+def _faster(r: Results) -> Interval:
+    return r.ratio(next(name for name in r.cases if " x " in name), SERIAL, BATCH)
 
 
 def agree(case: Case, outcomes: Mapping[str, Outcome]) -> str:
@@ -275,11 +271,10 @@ def plot(r: Results) -> list[Figure]:
         c: {name: r.value(name, c, "dropped") for name in ("routing", "routing, sharper scores")}
         for c in (ROUTER, GREEDY, CHOICE)
     }
-    limits = (0.0, 1.0)
     return [
         pictures(
             shown,
-            limits=limits,
+            limits=(0.0, 1.0),
             caption="Colour transfer: with a bounded number of entries the picture is that of the exact plan.",
         ),
         bars(
@@ -401,9 +396,7 @@ claim = Claim(
             original_bound="k large equals quadratic-OT plan to 1e-5",
             sense="<=",
             bound=1e-5,
-            value=lambda r: float(
-                (r.outcomes[_colours(r, 8), OURS].plan - r.outcomes[_colours(r, 2), QUADRATIC].plan).abs().max()
-            ),
+            value=_to_quadratic,
         ),
         Bar(
             text="32 problems of 256 x 32: time of POT over ours",
@@ -411,7 +404,7 @@ claim = Claim(
             original_bound="batched torch top-k version vs POT for B = 32 problems 256×32 or one 4096×64: ≥ 5x",
             sense=">=",
             bound=5,
-            value=lambda r: _faster(r, _batch(r)),
+            value=_faster,
             seconds=True,
             why=(
                 "one thread, small problems: an evaluation is some ten passes over the scores, which only a compiled "
