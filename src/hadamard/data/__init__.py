@@ -11,8 +11,10 @@ from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sourc
 from hadamard.data.mnist import fashion_mnist, mnist
 from hadamard.data.movielens import Ratings, movielens_100k
 from hadamard.data.photographs import photographs
+from hadamard.data.text import Characters, help_topics
 
 __all__ = [
-    "Cells", "DataUnavailable", "LabelledImages", "Ratings", "Source", "adult", "available", "blood_cells", "digits",
-    "fashion_mnist", "fetch", "mnist", "movielens_100k", "photographs", "sources",
+    "Cells", "Characters", "DataUnavailable", "LabelledImages", "Ratings", "Source", "adult", "available",
+    "blood_cells", "digits", "fashion_mnist", "fetch", "help_topics", "mnist", "movielens_100k", "photographs",
+    "sources",
 ]  # fmt: skip
