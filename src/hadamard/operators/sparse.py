@@ -107,7 +107,7 @@ class SparseMatrix(LinearOperator):
                 raise ValueError("indices must name every place once, got duplicates")
             rows, columns, values = rows[order], columns[order], values[order]
         crow = torch.cat([rows.new_zeros(1), torch.bincount(rows, minlength=shape[0]).cumsum(0)])
-        return cls(_csr(crow, columns, values, shape))
+        return cls(csr_tensor(crow, columns, values, shape))
 
     @property
     def csr(self) -> Tensor:
@@ -137,8 +137,8 @@ class SparseMatrix(LinearOperator):
         """The matrix and its conjugate transpose as CSR tensors over the buffers, which can be moved and copied."""
         if self._built is None:
             (m,), (n,) = self.out_shape, self.in_shape
-            adjoint = _csr(self.crow_adjoint, self.col_adjoint, self.values_adjoint, (n, m))
-            self._built = _csr(self.crow, self.col, self.values, (m, n)), adjoint
+            adjoint = csr_tensor(self.crow_adjoint, self.col_adjoint, self.values_adjoint, (n, m))
+            self._built = csr_tensor(self.crow, self.col, self.values, (m, n)), adjoint
         return self._built
 
     def _apply(self, *args: Any, **kwargs: Any) -> "SparseMatrix":
@@ -209,15 +209,21 @@ class _SampledProduct(torch.autograd.Function):
         (m,), (n,) = pattern.out_shape, pattern.in_shape
         grad_U = grad_V = None
         if ctx.needs_input_grad[1]:
-            grad_U = _csr(pattern.crow, pattern.col, grad, (m, n)) @ V.conj_physical()
+            grad_U = csr_tensor(pattern.crow, pattern.col, grad, (m, n)) @ V.conj_physical()
         if ctx.needs_input_grad[2]:
-            by_column = _csr(pattern.crow_adjoint, pattern.col_adjoint, grad[pattern.order], (n, m))
+            by_column = csr_tensor(pattern.crow_adjoint, pattern.col_adjoint, grad[pattern.order], (n, m))
             grad_V = by_column @ U.conj_physical()
         return None, grad_U, grad_V
 
 
-def _csr(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    """A CSR tensor from parts that are known to be right."""
+def csr_tensor(crow: Tensor, col: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Put together a CSR tensor from parts that are known to be right, without torch's warning that it is new.
+
+    Examples
+    --------
+    >>> csr_tensor(torch.tensor([0, 1]), torch.tensor([1]), torch.tensor([5.0]), (1, 2)).to_dense()
+    tensor([[0., 5.]])
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(crow, col, values, shape, check_invariants=False)
@@ -234,11 +240,13 @@ def _transposed(crow: Tensor, col: Tensor, shape: tuple[int, int]) -> tuple[Tens
     entries = csr_matrix((numbers, col.cpu().numpy(), crow.cpu().numpy()), shape).tocsc()
     parts = entries.indptr.astype(np.int64), entries.indices.astype(np.int64), entries.data
     crow_t, col_t, order = (torch.from_numpy(part).to(col.device) for part in parts)
-    return crow_t.to(crow.dtype), col_t.to(col.dtype), order
+    return crow_t.to(crow.dtype), col_t.to(col.dtype), _small(order)
 
 
 def _multiply(csr: Tensor, x: Tensor) -> Tensor:
     """Product with vectors along the last dimension, in the wider of the two types."""
+    if x.is_complex() and not csr.is_complex():  # two real products rather than a complex copy of the matrix
+        return torch.view_as_complex(_multiply(csr, torch.view_as_real(x).movedim(-1, 0)).movedim(0, -1).contiguous())
     if x.dtype != csr.dtype:
         dtype = torch.promote_types(x.dtype, csr.dtype)
         csr, x = csr.to(dtype), x.to(dtype)
