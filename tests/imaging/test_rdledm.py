@@ -12,10 +12,10 @@ from hadamard.cli.apply.rdledm import apply
 from hadamard.cli.files import read_array, write_array
 from hadamard.data.cine import acquire, beating_heart, coil_maps, kt_mask
 from hadamard.imaging import RDLEDM, LowRankPrior, TVPrior, rdledm
-from hadamard.imaging._operators import Coils, Difference, Fourier, Masked, Part, Total, Unfold
+from hadamard.imaging._operators import Coils, Difference, Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import singular_values
-from hadamard.operators import Matrix
+from hadamard.operators import Fourier, Masked, Matrix
 from hadamard.proximal import soft
 from hadamard.spectral.fft import fft_centred
 from tests.suites.operators import OperatorSuite
@@ -33,37 +33,6 @@ def quiet(*args, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return rdledm(*args, **options)
-
-
-def dft(n, centred):
-    k = np.arange(n) - (n // 2 if centred else 0)
-    return torch.from_numpy(np.exp(-2j * np.pi * np.outer(k, k) / n) / np.sqrt(n))
-
-
-class TestFourier(OperatorSuite):
-    exact_dagger = True
-
-    def operator(self):
-        return Fourier((3, 4))
-
-    def dense(self):
-        return torch.kron(dft(3, True), dft(4, True))
-
-
-class TestUncentredFourier(TestFourier):
-    def operator(self):
-        return Fourier((2, 3), dims=(-1,), centred=False)
-
-    def dense(self):
-        return torch.kron(torch.eye(2, dtype=torch.complex128), dft(3, False))
-
-
-class TestMasked(OperatorSuite):
-    def operator(self):
-        return Masked(Fourier((4,), (-1,)), torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64))
-
-    def dense(self):
-        return torch.diag(torch.tensor([1.0, 0, 0, 1], dtype=torch.complex128)) @ dft(4, True)
 
 
 SENS = torch.randn(2, 1, 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))

@@ -1,89 +1,15 @@
-"""Operators of dynamic MRI: Fourier transform, sampling mask, coils, differences, unfoldings."""
+"""Operators of dynamic MRI: coils, differences, unfoldings."""
 
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Complex, Real
+from jaxtyping import Complex
 from torch import Tensor
 
 from hadamard.operators import LinearOperator
-from hadamard.spectral.fft import fft_centred, ifft_centred
 from hadamard.validation import check_tensor
 
 UNFOLDINGS = ("casorati", "mode-h", "mode-w")
-
-
-class Fourier(LinearOperator):
-    """The orthonormal discrete Fourier transform over some dimensions.
-
-    Parameters
-    ----------
-    shape
-        Trailing shape of input and output.
-    dims
-        Dimensions to transform, counted from the end (negative).
-    centred
-        Whether origin and zero frequency lie at ``n // 2`` (k-space as it is usually stored) or at index 0.
-
-    Examples
-    --------
-    >>> op = Fourier((4, 4))
-    >>> bool(torch.allclose(op.A_dagger(op.A(torch.eye(4))).real, torch.eye(4), atol=1e-6))
-    True
-    """
-
-    def __init__(self, shape: Sequence[int], dims: Sequence[int] = (-2, -1), centred: bool = True) -> None:
-        super().__init__(shape, shape)
-        self.dims, self.centred = tuple(dims), centred
-
-    def A(self, x: Tensor) -> Tensor:
-        """Transform images to frequencies."""
-        if self.centred:
-            return fft_centred(x, self.dims)
-        return torch.fft.fftn(x, dim=self.dims, norm="ortho")
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        """Transform frequencies to images."""
-        if self.centred:
-            return ifft_centred(y, self.dims)
-        return torch.fft.ifftn(y, dim=self.dims, norm="ortho")
-
-    def A_dagger(self, y: Tensor) -> Tensor:
-        """Invert exactly: the adjoint, as the transform is unitary."""
-        return self.A_adjoint(y)
-
-
-class Masked(LinearOperator):
-    """An operator of which only some outputs are measured; the others read 0.
-
-    Parameters
-    ----------
-    op
-        The operator whose output is sampled.
-    mask
-        Ones where it is measured and zeros elsewhere; broadcasts against the output.
-
-    Examples
-    --------
-    >>> Masked(Fourier((2, 2), centred=False), torch.tensor([1.0, 0.0]))(torch.ones(2, 2)).real
-    tensor([[2., 0.],
-            [0., 0.]])
-    """
-
-    mask: Tensor
-
-    def __init__(self, op: LinearOperator, mask: Real[Tensor, "..."]) -> None:
-        super().__init__(op.in_shape, op.out_shape)
-        self.op = op
-        self.register_buffer("mask", mask)
-
-    def A(self, x: Tensor) -> Tensor:
-        """Apply the operator and keep the measured outputs."""
-        return self.op.A(x) * self.mask
-
-    def A_adjoint(self, y: Tensor) -> Tensor:
-        """Apply the operator's adjoint to the measured outputs."""
-        return self.op.A_adjoint(y * self.mask)
 
 
 class Coils(LinearOperator):

@@ -19,10 +19,10 @@ from jaxtyping import Complex, Shaped
 from torch import Tensor, nn
 
 from hadamard.imaging._inputs import Physics, Weights, check_weights, measurements, progress_bar
-from hadamard.imaging._operators import Coils, Fourier, Masked, Part, Total, Unfold
+from hadamard.imaging._operators import Coils, Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import LowRankPrior, TVPrior
-from hadamard.operators import LinearOperator, operator_norm
+from hadamard.operators import Fourier, LinearOperator, Masked, operator_norm
 from hadamard.proximal import soft
 from hadamard.results import Solution, warn_short
 from hadamard.spectral.fft import ifft_centred

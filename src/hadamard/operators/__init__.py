@@ -2,14 +2,18 @@
 
 from hadamard.operators.base import LinearOperator, operator_norm, stack
 from hadamard.operators.deepinv import from_deepinv, to_deepinv
+from hadamard.operators.fourier import Fourier, Masked, NonUniformFourier
 from hadamard.operators.gradient import with_adjoint
 from hadamard.operators.matrix import Matrix
 from hadamard.operators.radon import Radon
 from hadamard.operators.sparse import SparseMatrix, sampled_product
 
 __all__ = [
+    "Fourier",
     "LinearOperator",
+    "Masked",
     "Matrix",
+    "NonUniformFourier",
     "Radon",
     "SparseMatrix",
     "from_deepinv",
