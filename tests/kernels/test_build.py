@@ -1,6 +1,8 @@
 """Loading the compiled kernels, and what happens where there are none."""
 
 import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -76,3 +78,18 @@ def test_sources_never_ask_for_fast_math():
     project = Path(__file__).parents[2] / "pyproject.toml"
     for path in (project, *SOURCES.glob("*.cpp"), *SOURCES.glob("*.hpp")):
         assert "fast-math" not in path.read_text(), path.name
+
+
+def test_first_calls_do_not_load_the_compiler_of_torch():
+    """Dynamo and sympy take seconds to import, and nothing here needs them."""
+    code = """
+import sys, torch
+from hadamard.spectral import fwht
+from hadamard.transforms import gaunt_power
+from hadamard.transport import sparsity_constrained_ot
+fwht(torch.ones(4))
+sparsity_constrained_ot(None, None, torch.eye(4), 0.1, 2)
+print([name for name in ("torch._dynamo", "sympy") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

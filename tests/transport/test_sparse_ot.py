@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
 
+from hadamard.kernels import using
 from hadamard.transport import SparseRouter, sparsity_constrained_ot
 from hadamard.transport.semidual import SparseSquaredL2, ascend, prepare_dual, prepare_semi_dual, semi_dual
 from tests.transport.problems import cloud
@@ -70,8 +71,9 @@ def test_of_equal_scores_the_lowest_index_is_kept():
     assert torch.equal(t, torch.tensor([0.0, 0.5, 0.5, 0.0, 0.0]))
 
 
+@pytest.mark.parametrize("path", ["auto", "portable", "torch"])
 @pytest.mark.parametrize("k", [1, 3, 12])
-def test_prepared_semi_dual_is_the_plain_one(k):
+def test_prepared_semi_dual_is_the_plain_one(k, path):
     a, b, M = cloud(batch=(4,))
     b[0, 2], M[1, 3, 4], C = 0, INF, None
     C, omega = M.mT.contiguous(), SparseSquaredL2(0.05, k)
@@ -79,7 +81,8 @@ def test_prepared_semi_dual_is_the_plain_one(k):
     for scale in (0.0, 0.01, 1.0, 0.1, 0.001, 100.0):  # thresholds that come from far away, and from near
         alpha = scale * scores(4, 12)
         value, rows = semi_dual(alpha, C, b, omega)
-        got, gradient = evaluate(alpha)
+        with using(path):
+            got, gradient = evaluate(alpha)
         torch.testing.assert_close(got, value - (alpha * a).sum(1))
         torch.testing.assert_close(gradient, rows - a)
 
@@ -256,6 +259,16 @@ def test_a_problem_at_a_kink_does_not_hold_up_the_others():
     both = sparsity_constrained_ot(a, b, M, 0.05, 14, tol=1e-8, warn=False)
     assert float(both.extras["row_error"][1]) > 1e-6
     torch.testing.assert_close(both.plan[0], alone.plan, rtol=0, atol=1e-7)
+
+
+def test_without_compiled_kernels_the_plan_is_the_same():
+    a, b, M = cloud(30, 10, batch=(2,))
+    M[0][:, 2:5][M[0][:, 2:5] > 0.3] = INF
+    found = sparsity_constrained_ot(a, b, M, 0.02, 8, tol=1e-9)
+    with using("torch"):
+        plain = sparsity_constrained_ot(a, b, M, 0.02, 8, tol=1e-9)
+    torch.testing.assert_close(found.plan, plain.plan, rtol=0, atol=1e-8)
+    torch.testing.assert_close(found.value, plain.value)
 
 
 def test_sparse_plan_and_float32():

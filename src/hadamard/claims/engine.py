@@ -137,7 +137,11 @@ def measure(claim: Claim, size: str, *, timed: bool = True, on_step: Step = lamb
         rounds = claim.rounds.get(size, 1) if timed else 1
         first = [(c, k) for c in results.cases for k in claim.contenders if k.cases is None or k.cases(c)]
         turns = first + (rounds - 1) * [(c, k) for c, k in first if not k.once]
+        if any(k.isolated for _, k in first):  # it gets ready while what is not timed runs
+            workers[True] = Worker(claim.key, size, torchvision=True)
         for i, (name, contender) in enumerate(turns):
+            if not contender.once and True in workers:
+                workers[True].wait()
             _turn(claim, size, results, name, contender, workers, i < len(first))
             if i < len(first) and (i + 1 == len(first) or first[i + 1][0] != name):
                 _check_agreement(claim, results, name)
@@ -184,8 +188,6 @@ def _turn(
     """One contender on one case in one round."""
     case = results.cases[name]
     if contender.isolated:
-        if True not in workers:
-            workers[True] = Worker(claim.key, size, torchvision=True)
         outcome, seconds = workers[True].run(name, contender.name)
     else:
         start = timer()

@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, packages_distributions, version
+from importlib.metadata import PackageNotFoundError, distribution, distributions, packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ def environment(requires: Sequence[str] = ()) -> dict[str, Any]:
         Import names of further packages whose versions matter.
     """
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    distributions = packages_distributions() if requires else {}
     names = ["hadamard", "torch", "numpy", "scipy", "scikit-learn"]
-    names += [distributions.get(r, [r])[0] for r in requires]
+    names += [_distribution(name) for name in requires]
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -41,6 +40,18 @@ def _cpu() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def _distribution(module: str) -> str:
+    """The package that an import name comes from; all files are looked through only where no package names it."""
+    try:
+        return distribution(module).metadata["Name"]
+    except PackageNotFoundError:
+        pass
+    for found in distributions():
+        if module in (found.read_text("top_level.txt") or "").split():
+            return found.metadata["Name"]
+    return packages_distributions().get(module, [module])[0]
 
 
 def _version(name: str) -> str | None:

@@ -18,14 +18,14 @@ __all__ = ["Worker"]
 
 
 class Worker:
-    """A spawned process that runs contenders of one claim by name.
+    """A spawned process that runs contenders of one claim by name, and gets ready for it while others go on.
 
     Parameters
     ----------
     key, size
         The claim and its size.
     torchvision
-        Define the operators that torchvision needs, so that peers built on it can be imported there.
+        Define the operators that torchvision needs, so that peers built on it can be imported there, and import them.
     """
 
     def __init__(self, key: str, size: str, *, torchvision: bool = False) -> None:
@@ -34,7 +34,14 @@ class Worker:
         arguments = (theirs, key, size, torchvision, torch.get_num_threads())
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
+        self._ready = False
         theirs.close()
+
+    def wait(self) -> None:
+        """Wait until the process is ready: it takes no more of the processor until it is asked."""
+        if not self._ready:
+            self._ready = True
+            self._answer("an isolated contender")
 
     def run(self, case: str, contender: str) -> tuple[Any, float]:
         """The outcome of one run and its seconds, measured inside the process."""
@@ -52,34 +59,44 @@ class Worker:
             self._process.kill()
 
     def _ask(self, *question: str) -> Any:
+        self.wait()
         self._pipe.send(question)
+        return self._answer(question[2])
+
+    def _answer(self, whose: str) -> Any:
         try:
             answer, error = self._pipe.recv()
         except EOFError:
             self._process.join(5)
-            raise RuntimeError(f"the process of {question[2]} ended with exit code {self._process.exitcode}") from None
+            raise RuntimeError(f"the process of {whose} ended with exit code {self._process.exitcode}") from None
         if error:
-            raise RuntimeError(f"{question[2]} failed in its own process:\n{error}")
+            raise RuntimeError(f"{whose} failed in its own process:\n{error}")
         return answer
 
 
 def _serve(pipe: Connection, key: str, size: str, torchvision: bool, threads: int) -> None:
-    """The process's loop: one question, one ``(answer, error)``."""
+    """Get ready, and then: one question, one ``(answer, error)``."""
     threadpool_limits(threads)
     torch.set_num_threads(threads)
-    claim: Any = None
+    try:
+        if torchvision:
+            import_module("hadamard.claims.torchvision_shim").install()
+        claim = import_module("hadamard.claims.engine").load(key)
+        if torchvision:
+            for name in claim.requires:
+                import_module(name)
+        cases = claim.problem(seed=claim.seed, **claim.sizes[size])
+        contenders = {contender.name: contender for contender in claim.contenders}
+        pipe.send((None, ""))
+    except Exception:
+        pipe.send((None, traceback.format_exc()))
+        return
     while True:
         try:
             what, case_name, contender_name = pipe.recv()
         except EOFError:
             return
         try:
-            if claim is None:
-                if torchvision:
-                    import_module("hadamard.claims.torchvision_shim").install()
-                claim = import_module("hadamard.claims.engine").load(key)
-                cases = claim.problem(seed=claim.seed, **claim.sizes[size])
-                contenders = {contender.name: contender for contender in claim.contenders}
             run, case = contenders[contender_name].run, cases[case_name]
             if what == "run":
                 start = timer()

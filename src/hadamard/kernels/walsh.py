@@ -13,9 +13,22 @@ from hadamard.kernels.build import instruction_set, library
 __all__ = ["reference", "walsh"]
 
 
-@torch.library.custom_op("hadamard::walsh", mutates_args=())
+torch.library.define("hadamard::walsh", "(Tensor x) -> Tensor")  # (custom_op loads dynamo at the first call)
+
+
 def walsh(x: Tensor) -> Tensor:
-    """Unscaled transform along the last dimension, whose size is a power of two; the result is contiguous."""
+    """Unscaled transform along the last dimension, whose size is a power of two; the result is contiguous.
+
+    Examples
+    --------
+    >>> walsh(torch.tensor([1.0, 2.0]))
+    tensor([ 3., -1.])
+    """
+    return torch.ops.hadamard.walsh(x)
+
+
+@torch.library.impl("hadamard::walsh", "default")
+def _transform(x: Tensor) -> Tensor:
     if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64) or instruction_set() == "torch":
         return reference(x)
     y = x.clone(memory_format=torch.contiguous_format)
@@ -29,7 +42,7 @@ def walsh(x: Tensor) -> Tensor:
 
 
 def reference(x: Tensor) -> Tensor:
-    """The same in plain PyTorch, by products with small Hadamard matrices.
+    """Do the same in plain PyTorch, by products with small Hadamard matrices.
 
     Examples
     --------
@@ -63,14 +76,14 @@ def _compiled() -> Callable[..., None]:
     return function
 
 
-@walsh.register_fake
+@torch.library.register_fake("hadamard::walsh")
 def _(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@walsh.register_vmap
+@torch.library.register_vmap("hadamard::walsh")
 def _(info: Any, in_dims: tuple, x: Tensor) -> tuple[Tensor, int]:
     return walsh(x.movedim(in_dims[0], 0)), 0
 
 
-walsh.register_autograd(lambda ctx, grad: walsh(grad))
+torch.library.register_autograd("hadamard::walsh", lambda ctx, grad: walsh(grad))

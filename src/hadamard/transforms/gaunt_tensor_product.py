@@ -313,7 +313,6 @@ def _rows(x: Tensor, batch: tuple[int, ...]) -> Tensor:
     return (x if x.shape[:-1] == batch else x.expand(*batch, -1)).reshape(-1, x.shape[-1])
 
 
-@torch.compiler.assume_constant_result
 def _power_plan(
     nu: int, irreps_in: Any, irreps_out: Any, normalization: str, device: torch.device, dtype: torch.dtype
 ) -> tuple[int, int, Mapping[str, Tensor]]:
@@ -326,6 +325,10 @@ def _power_plan(
         reach = reachable(reach, degrees)
     _, out = choose_outputs(irreps_out, reach, channels)
     return channels, irreps.dim, _power_tables(nu, channels, degrees, out, normalization, device, dtype)
+
+
+# What torch.compiler.assume_constant_result does, which loads all of dynamo first: seconds at every import.
+_power_plan._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,8 @@ from hadamard.transport.monge_map import MongeMapEstimator
 from hadamard.transport.problem import TransportPlan
 from hadamard.transport.sinkhorn import sinkhorn
 from hadamard.transport.sinkhorn_newton_sparse import sinkhorn_newton_sparse
-from hadamard.transport.sparse_ot import Routing, SparseRouter, sparsity_constrained_ot
+from hadamard.transport.sparse_ot import sparsity_constrained_ot
+from hadamard.transport.sparse_router import Routing, SparseRouter
 
 __all__ = [
     "Cost",

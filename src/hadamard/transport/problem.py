@@ -155,8 +155,8 @@ def check_histograms(a: Tensor | None, b: Tensor | None, M: Tensor) -> tuple[Ten
     if not low > -np.inf:
         raise ValueError(f"M must hold costs that are finite or inf (a forbidden pair), got {low}")
     try:
-        batch = torch.broadcast_shapes(a.shape[:-1], b.shape[:-1], M.shape[:-2])
-    except RuntimeError:
+        batch = torch.Size(np.broadcast_shapes(a.shape[:-1], b.shape[:-1], M.shape[:-2]))  # torch's loads sympy
+    except ValueError:
         shapes = f"{tuple(a.shape[:-1])}, {tuple(b.shape[:-1])} and {tuple(M.shape[:-2])}"
         raise ValueError(f"a, b and M must have leading dimensions that broadcast, got {shapes}") from None
     a, b, M = a.expand(*batch, n), b.expand(*batch, m), M.expand(*batch, n, m)

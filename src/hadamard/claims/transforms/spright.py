@@ -302,6 +302,6 @@ claim = Claim(
     ],
     plot=plot,
     agree=agree,
-    rounds={"quick": 4, "full": 8},
+    rounds={"quick": 3, "full": 8},
     threads=1,
 )  # fmt: skip
