@@ -364,14 +364,20 @@ def test_shapes(backend, generator):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_chunks_do_not_show(backend, generator, monkeypatch):
     product = GauntTensorProduct(up_to(2, 2), up_to(2), 2, backend=backend, internal_weights=False, dtype=torch.float64)
-    x, y = draw(up_to(2, 2), 7, generator=generator), draw(up_to(2), 1, generator=generator)
+    x, y = draw(up_to(2, 2), 30, generator=generator), draw(up_to(2), 1, generator=generator)
     weights = (
         torch.randn(product.weight_numel, dtype=torch.float64),
-        torch.randn(7, product.weight_numel, dtype=torch.float64),
+        torch.randn(30, product.weight_numel, dtype=torch.float64),
     )
-    whole = [product(x, y, w) for w in weights] + [gaunt_power(x, 2, up_to(2, 2))]
+
+    def results():
+        leaf = x.clone().requires_grad_()
+        gradients = [torch.autograd.grad(product(leaf, y, w).square().sum(), leaf)[0] for w in weights]
+        return [product(x, y, w) for w in weights] + [gaunt_power(x, 2, up_to(2, 2))] + gradients
+
+    whole = results()
     monkeypatch.setattr(backends, "_CHUNK", product.channels * product._product.width * 8 * 3)
-    pieces = [product(x, y, w) for w in weights] + [gaunt_power(x, 2, up_to(2, 2))]
+    pieces = results()
     torch.testing.assert_close(pieces, whole)
 
 

@@ -64,6 +64,28 @@ class TestGap:
         want = float(M.diagonal().mean()) - kl
         assert float(monge_gap(x, y, reg=reg, **FINE)) == pytest.approx(want, abs=1e-6)
 
+    @pytest.mark.parametrize("cost", [SquaredEuclidean(), Euclidean()], ids=lambda c: type(c).__name__)
+    def test_value_and_gradient_are_otts(self, cost):
+        """The same convention, no constant between: OTT too takes the entropies of the marginals off its dual value."""
+        theirs = pytest.importorskip("ott.neural.methods.monge_gap", reason="needs OTT: pip install 'hadamard[ott]'")
+        import jax
+        from ott.geometry import costs
+
+        x, y, reg = points(20, 3), points(20, 3, seed=1).requires_grad_(), 0.5
+        gap = monge_gap(x, y, cost, reg=reg, **FINE)
+        gap.backward()
+
+        cost_fn = costs.Euclidean() if isinstance(cost, Euclidean) else costs.SqEuclidean()
+
+        def value(y):
+            options = {"epsilon": reg, "threshold": 1e-10, "max_iterations": 100_000}
+            return theirs.monge_gap_from_samples(x.numpy(), y, cost_fn=cost_fn, **options)
+
+        with jax.enable_x64(True):
+            want, gradient = jax.value_and_grad(value)(y.detach().numpy())
+        assert float(gap.detach()) == pytest.approx(float(want), abs=1e-8)
+        np.testing.assert_allclose(y.grad.numpy(), np.array(gradient), atol=1e-8)
+
     @pytest.mark.parametrize(
         "cost", [SquaredEuclidean(), Euclidean(), Manhattan(), Lorentzian()], ids=lambda c: type(c).__name__
     )

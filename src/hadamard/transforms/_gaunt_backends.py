@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from hadamard.spectral import convolve
 from hadamard.transforms import _spherical as sphere
 
-__all__ = ["ORDERS", "Dense", "Fourier", "Grid", "Sphere", "in_chunks", "orders", "sort", "unsort"]
+__all__ = ["ORDERS", "Dense", "Fourier", "Grid", "Sphere", "in_chunks", "orders", "sort", "unsort", "widened"]
 
-_CHUNK = 1 << 22  # bytes of one operand's values that are worked on at once, so that they stay in the cache
+_CHUNK = 1 << 19  # bytes of one operand's values that are worked on at once, so that they stay in the cache
 
 ORDERS = ("sort_even", "sort_odd", "unsort")
 
@@ -67,11 +67,13 @@ class Grid(Tables):
         grid = sphere.half_sphere(max(in1) + max(in2) + max(out))
         tables = {"points": grid.points.T}
         for name, degrees, mul, scale in zip(("first", "second", "out"), (in1, in2, out), multiplicities, scales):
-            tables |= {f"{name}_{key}": order for key, order in orders(degrees, mul).items()}
+            tables |= {f"{name}_{key}": order for key, order in orders(degrees, mul, widen=name == "out").items()}
             for key, parity in (("even", 0), ("odd", 1)):
-                tables[f"{name}_{key}_degrees"] = one_hot(degrees, parity)
-                make = grid.inverse if name == "out" else grid.table
-                tables[f"{name}_{key}_values"] = make(degrees, scale, parity)
+                table = grid.table(degrees, scale, parity)
+                values = widened(grid.inverse(degrees, scale, parity)) if name == "out" else table
+                tables[f"{name}_{key}_values"] = values
+                components = values.shape[name == "out"]
+                tables[f"{name}_{key}_weights"] = which_weights(degrees, parity, multiplicities[2], components)
         super().__init__(tables, device, dtype)
         self.multiplicities = dict(zip(("first", "second", "out"), multiplicities))
         self.width = grid.weight.size
@@ -86,8 +88,7 @@ class Grid(Tables):
         even, odd = sort(x, *(self[f"{name}_{key}"] for key in ORDERS))
         even, odd = (part.unflatten(-1, (self.multiplicities[name], -1)) for part in (even, odd))
         if weight is not None:
-            even = even * (weight.mT @ self[f"{name}_even_degrees"])
-            odd = odd * (weight.mT @ self[f"{name}_odd_degrees"])
+            even, odd = even * self._spread(weight, f"{name}_even"), odd * self._spread(weight, f"{name}_odd")
         return even @ self[f"{name}_even_values"], odd @ self[f"{name}_odd_values"]
 
     def multiply(self, x: Tensor, values: tuple[Tensor, Tensor], w1: Tensor | None, w3: Tensor | None) -> Tensor:
@@ -96,8 +97,12 @@ class Grid(Tables):
         even = torch.addcmul(even1 * even2, odd1, odd2) @ self["out_even_values"]
         odd = torch.addcmul(even1 * odd2, odd1, even2) @ self["out_odd_values"]
         if w3 is not None:
-            even, odd = even * (w3.mT @ self["out_even_degrees"]), odd * (w3.mT @ self["out_odd_degrees"])
+            even, odd = even * self._spread(w3, "out_even"), odd * self._spread(w3, "out_odd")
         return unsort(even.flatten(-2), odd.flatten(-2), *(self[f"out_{key}"] for key in ORDERS))
+
+    def _spread(self, weight: Tensor, name: str) -> Tensor:
+        """Weights (rows, degrees, channels) as those of the components, (rows, channels, K)."""
+        return weight.flatten(1).index_select(1, self[f"{name}_weights"]).unflatten(1, (self.multiplicities["out"], -1))
 
 
 class Sphere(Tables):
@@ -186,22 +191,46 @@ class Unsort(torch.autograd.Function):
         return *Sort.apply(gradients[0], *ctx.orders), None, None, None
 
 
-def orders(degrees: Degrees, channels: int) -> dict[str, np.ndarray]:
-    """Where the (channels, K) components of even and odd degrees stand in e3nn's layout, and the way back."""
+def orders(degrees: Degrees, channels: int, widen: bool = False) -> dict[str, np.ndarray]:
+    """Where the (channels, K) components of even and odd degrees stand in e3nn's layout, and the way back.
+
+    With ``widen``, K is that of :func:`widened` tables; what stands in the columns added is of no account.
+    """
     columns: dict[int, list[np.ndarray]] = {0: [], 1: []}
     start = 0
     for l in degrees:
         width = channels * (2 * l + 1)
         columns[l % 2].append(np.arange(start, start + width).reshape(channels, -1))
         start += width
-    even, odd = (np.hstack(c).ravel() if c else np.zeros(0, dtype=np.int64) for c in columns.values())
-    return {"sort_even": even, "sort_odd": odd, "unsort": np.argsort(np.concatenate([even, odd]))}
+    parts = [np.hstack(c) if c else np.zeros((channels, 0), dtype=np.int64) for c in columns.values()]
+    wide = [np.pad(c, ((0, 0), (0, _added(c.shape[1]) if widen else 0)), mode="edge") if c.size else c for c in parts]
+    back, start = np.zeros(start, dtype=np.int64), 0
+    for part, place in zip(parts, wide):
+        back[part] = start + np.arange(place.size).reshape(place.shape)[:, : part.shape[1]]
+        start += place.size
+    return {"sort_even": wide[0].ravel(), "sort_odd": wide[1].ravel(), "unsort": back}
 
 
-def one_hot(degrees: Degrees, parity: int | None = None) -> np.ndarray:
-    """``[j, k] = 1`` where component k of the degrees of one parity, or of all, belongs to degree number j of all."""
-    chosen = [j for j, l in enumerate(degrees) if parity in (None, l % 2) for _ in range(2 * l + 1)]
-    return np.eye(len(degrees))[:, chosen]
+def widened(table: np.ndarray) -> np.ndarray:
+    """With columns of zeros up to a number that matrix products are fast for; some take three times as long for 15."""
+    return np.pad(table, ((0, 0), (0, _added(table.shape[1]))))
+
+
+def _added(columns: int) -> int:
+    """How many columns make it twelve or a multiple of eight."""
+    return 12 - columns if 0 < columns <= 12 else -columns % 8
+
+
+def one_hot(degrees: Degrees) -> np.ndarray:
+    """``[j, k] = 1`` where component k belongs to degree number j."""
+    return np.eye(len(degrees))[:, [j for j, l in enumerate(degrees) for _ in range(2 * l + 1)]]
+
+
+def which_weights(degrees: Degrees, parity: int, channels: int, components: int) -> np.ndarray:
+    """Where the weights of the (channels, K) components of one parity stand among (degrees, channels) weights."""
+    chosen = [j for j, l in enumerate(degrees) if l % 2 == parity for _ in range(2 * l + 1)]
+    chosen += [0] * (components - len(chosen))
+    return (channels * np.array(chosen, dtype=np.int64) + np.arange(channels)[:, None]).ravel()
 
 
 class Fourier(Tables):
@@ -302,7 +331,9 @@ def _weighted(parts: Sequence[Tensor], weight: Tensor | None) -> list[Tensor]:
 def in_chunks(f: Callable[..., Tensor], rows: Sequence[Tensor], numbers: int) -> Tensor:
     """``f(*rows)`` in pieces that fit into the cache; ``numbers`` a row; tensors with one row serve every piece."""
     count = max(len(t) for t in rows)
-    step = max(1, _CHUNK // (numbers * rows[0].element_size()))
+    learns = torch.is_grad_enabled() and any(t.requires_grad for t in rows)
+    size = 8 * _CHUNK if learns else _CHUNK  # a piece's backward pass costs calls of its own
+    step = max(1, size // (numbers * rows[0].element_size()))
     if count <= step or not rows[0].is_cpu or torch.compiler.is_compiling():
         return f(*rows)
     pieces = [t.split(step) if len(t) == count else [t] * -(-count // step) for t in rows]

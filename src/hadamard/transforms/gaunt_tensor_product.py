@@ -17,6 +17,7 @@ Products", ICLR 2024, arXiv:2401.10216.
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
 from math import sqrt
 from typing import Any
@@ -25,7 +26,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hadamard.transforms._gaunt_backends import ORDERS, Dense, Fourier, Grid, Sphere, in_chunks, orders, sort, unsort
+from hadamard.transforms._gaunt_backends import (
+    ORDERS,
+    Dense,
+    Fourier,
+    Grid,
+    Sphere,
+    in_chunks,
+    orders,
+    sort,
+    unsort,
+    widened,
+)
 from hadamard.transforms._spherical import (
     check_floating,
     choose_outputs,
@@ -201,9 +213,9 @@ class GauntTensorProduct(nn.Module):
         if 0 in batch:
             return (x.sum() + y.sum()) * table.new_zeros(*batch, self._dims[2])
         rows = [_rows(t, batch) for t in (x, y, w)]
-        with torch.autocast(x.device.type, enabled=False):
+        with _unconverted(x.device.type):
             z = in_chunks(self._multiply, rows, self.channels * self._product.width)
-        return z.reshape(*batch, -1)
+        return z if z.shape[:-1] == batch else z.reshape(*batch, -1)
 
     def _multiply(self, x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return self._product(x, y, self._weights(w))
@@ -291,7 +303,7 @@ def gaunt_power(
     channels, dim, tables = _power_plan(nu, irreps_in, irreps_out, normalization, x.device, x.dtype)
     x = conform(x, "x", dim, tables["in_even"])
     power = partial(_power, nu=nu, channels=channels, tables=tables)
-    with torch.autocast(x.device.type, enabled=False):
+    with _unconverted(x.device.type):
         z = in_chunks(power, [x.reshape(-1, dim)], channels * tables["in_even"].shape[1])
     return z.reshape(*x.shape[:-1], z.shape[-1])
 
@@ -306,11 +318,17 @@ def _power(x: Tensor, nu: int, channels: int, tables: Mapping[str, Tensor]) -> T
     return unsort(even.flatten(-2), odd.flatten(-2), *orders_out)
 
 
+def _unconverted(device: str) -> AbstractContextManager:
+    """Where autocast converts nothing; entering its own context takes as long as a small product."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _rows(x: Tensor, batch: tuple[int, ...]) -> Tensor:
     """As a matrix: a row for each element of the batch, or one row for all."""
     if x.ndim == 1:
         return x[None]
-    return (x if x.shape[:-1] == batch else x.expand(*batch, -1)).reshape(-1, x.shape[-1])
+    x = x if x.shape[:-1] == batch else x.expand(*batch, -1)
+    return x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
 
 
 def _power_plan(
@@ -343,7 +361,8 @@ def _power_tables(
     tables = {}
     for key, parity in (("even", 0), ("odd", 1)):
         tables[f"in_{key}"] = torch.from_numpy(grid.table(degrees, c, parity)).to(device, dtype)
-        tables[f"out_{key}"] = torch.from_numpy(grid.inverse(out, half, parity)).to(device, dtype)
+        tables[f"out_{key}"] = torch.from_numpy(widened(grid.inverse(out, half, parity))).to(device, dtype)
     for key, held in (("in", degrees), ("out", out)):
-        tables |= {f"{key}_{name}": torch.from_numpy(o).to(device) for name, o in orders(held, channels).items()}
+        order = orders(held, channels, widen=key == "out")
+        tables |= {f"{key}_{name}": torch.from_numpy(o).to(device) for name, o in order.items()}
     return tables

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hadamard.transport import (
 
 __all__ = [
     "Outcome", "Populations", "best", "cells", "convex", "curves", "divergence", "entropic", "exact_gap", "gaussians",
-    "near", "no_gap", "pot_kernel", "pot_linear", "pot_nearest", "trained",
+    "load", "near", "no_gap", "pot_kernel", "pot_linear", "pot_nearest", "trained",
 ]  # fmt: skip
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -36,6 +37,7 @@ class Populations:
     test: Pair
     cost: Cost
     weights: tuple[float, ...]
+    rates: tuple[float, ...]
     training: dict[str, Any]
     best: Callable[[np.ndarray], np.ndarray] | None = None
 
@@ -49,9 +51,13 @@ class Outcome:
     gradient: Tensor | None = None
     check: float = 0.0
     setting: float | None = None
+    training: float | None = None  # seconds, without what is compiled before
 
 
-def gaussians(seed: int, d: int, n: int, weights: tuple[float, ...], training: dict[str, Any]) -> Populations:
+Settings = tuple[tuple[float, ...], tuple[float, ...], dict[str, Any]]  # weights and learning rates to try; the rest
+
+
+def gaussians(seed: int, d: int, n: int, settings: Settings) -> Populations:
     """N(0, I) to N(b, A A^T) with a positive definite A: the optimal map is x -> A x + b."""
     rng = np.random.default_rng(seed)
     Q = np.linalg.qr(rng.normal(size=(d, d)))[0]
@@ -61,41 +67,54 @@ def gaussians(seed: int, d: int, n: int, weights: tuple[float, ...], training: d
         x, y = rng.normal(size=(n, d)), rng.normal(size=(n, d)) @ A + b
         return x.astype(np.float32), y.astype(np.float32)
 
-    return Populations(draw(), draw(), draw(), SquaredEuclidean(), weights, training, lambda x: x @ A + b)
+    return Populations(draw(), draw(), draw(), SquaredEuclidean(), *settings, lambda x: x @ A + b)
 
 
-def curves(seed: int, n: int, training: dict[str, Any]) -> Populations:
-    """A half moon to an S-curve below it, with the Euclidean distance."""
+def curves(seed: int, n: int, settings: Settings, shallow: bool = False) -> Populations:
+    """A half moon to an S-curve below it, or to a shallow arc, with the Euclidean distance.
+
+    Optimal are the maps whose lines do not cross. Some of these lines meet the S-curve three times, so that neighbours
+    have to go to different branches of it, and no continuous map is optimal; none meets the arc more than once.
+    """
     from sklearn.datasets import make_moons, make_s_curve
 
     turn = np.array([[np.cos(np.pi / 6), -np.sin(np.pi / 6)], [np.sin(np.pi / 6), np.cos(np.pi / 6)]])
 
     def draw(seed: int) -> Pair:
         moon, _ = make_moons((n, 0), noise=0.01, random_state=seed)
-        curve, _ = make_s_curve(n, noise=0.01, random_state=seed)
-        return (moon @ turn.T).astype(np.float32), (0.6 * curve[:, [2, 0]] @ turn + [0.5, -2.0]).astype(np.float32)
+        curve = 0.6 * make_s_curve(n, noise=0.01, random_state=seed)[0][:, [2, 0]]
+        if shallow:
+            curve = np.stack([curve[:, 0], 0.3 * curve[:, 0] ** 2 + 0.05 * curve[:, 1]], 1)
+        return (moon @ turn.T).astype(np.float32), (curve @ turn + [0.5, -2.0]).astype(np.float32)
 
-    return Populations(draw(seed), draw(seed + 1), draw(seed + 2), Euclidean(), (2.0,), training)
+    _, rates, training = settings
+    training = training | {"gap_reg": 0.01}  # OTT's for this cost; more blurs the optimum, and with it the fit
+    return Populations(draw(seed), draw(seed + 1), draw(seed + 2), Euclidean(), (2.0,), rates, training)
 
 
-def cells(seed: int, d: int, weights: tuple[float, ...], training: dict[str, Any]) -> Populations:
+def cells(seed: int, d: int, settings: Settings) -> Populations:
     """Monocytes to dendritic cells of human blood, in the first principal components of their expression."""
     from hadamard.data import blood_cells
 
     rng, blood = np.random.default_rng(seed), blood_cells()
     sides = [rng.permutation(blood.of(kind)[:, :d]) for kind in ("CD14+ Monocyte", "Dendritic")]
     train, check, test = zip(*(np.split(z, [len(z) // 2, 3 * len(z) // 4]) for z in sides), strict=True)
-    return Populations(train, check, test, SquaredEuclidean(), weights, training)
+    return Populations(train, check, test, SquaredEuclidean(), *settings)
+
+
+def load() -> None:
+    """Load what the first training would load: torch's optimizers import its compiler, which takes seconds."""
+    MongeMapEstimator(steps=1).fit(np.eye(3), np.eye(3))
 
 
 def no_gap(case: Populations) -> Outcome:
     """The same training without the gap."""
-    return trained(case, weight=0.0)
+    return trained(case, weights=(0.0,))
 
 
 def near(case: Populations) -> Outcome:
     """Without the gap, but from the estimator's own network, which starts at the identity."""
-    return trained(case, weight=0.0, map=None)
+    return trained(case, weights=(0.0,), map=None)
 
 
 def convex(case: Populations) -> Outcome:
@@ -103,16 +122,23 @@ def convex(case: Populations) -> Outcome:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _ConvexGradient(case.train[0].shape[1])
-    return trained(case, weight=0.0, map=network)
+    return trained(case, weights=(0.0,), map=network)
 
 
-def trained(case: Populations, **options: Any) -> Outcome:
-    """A map from the estimator, by default of a plain network."""
-    model = MongeMapEstimator(
-        cost=case.cost, **{"map": _perceptron(case.train[0].shape[1]), **case.training, **options}
-    )
-    model.fit(*case.train)
-    return checked(case, model.transform, options["weight"])
+def trained(case: Populations, weights: tuple[float, ...] | None = None, **options: Any) -> Outcome:
+    """The best map from the estimator over the weights and learning rates, by default of a plain network."""
+    options = {"map": _perceptron(case.train[0].shape[1]), "cost": case.cost, **case.training, **options}
+
+    def at(weight: float, rate: float) -> Outcome:
+        model = MongeMapEstimator(weight=weight, learning_rate=rate, **options)
+        start = perf_counter()
+        model.fit(*case.train)
+        training = perf_counter() - start
+        outcome = checked(case, model.transform, weight)
+        outcome.training = training
+        return outcome
+
+    return best(at(weight, rate) for weight in weights or case.weights for rate in case.rates)
 
 
 def checked(case: Populations, move: Callable[[np.ndarray], np.ndarray], setting: Any) -> Outcome:
