@@ -10,7 +10,9 @@ import torch
 
 from hadamard.kernels import triton
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install 'hadamard[triton]'")
+needs_triton = pytest.mark.skipif(  # where it can be installed, its absence is a failure
+    sys.platform != "linux" and find_spec("triton") is None, reason="Triton is there for Linux only"
+)
 
 INTERPRETED = """
 import torch

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hadamard.spectral import convolve, correlate, spectrum
+from hadamard.spectral import convolve, convolve_backward, correlate, spectrum
 
 MODES = ["causal", "full", "circular"]
 
@@ -96,3 +96,17 @@ def test_half_precision_is_computed_in_float32(dtype, generator):
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.ones(8), torch.ones(8))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("n", "m"), [(8, 3), (5, 12), (1, 4)])
+@pytest.mark.parametrize("dtypes", [(torch.float64, torch.float64), (torch.float64, torch.complex128)])
+@pytest.mark.parametrize("batches", [((2, 3), (3,)), ((3,), (2, 1)), ((), (2,))])
+def test_gradients_are_those_of_autograd(mode, n, m, dtypes, batches, generator):
+    u = torch.randn(*batches[0], n, dtype=dtypes[0], generator=generator).requires_grad_()
+    k = torch.randn(*batches[1], m, dtype=dtypes[1], generator=generator).requires_grad_()
+    y = convolve(u, k, mode=mode)
+    grad = torch.randn(y.shape, dtype=y.dtype, generator=generator)
+    expected = torch.autograd.grad(y, (u, k), grad)
+    for got, wanted in zip(convolve_backward(grad, u.detach(), k.detach(), mode=mode), expected, strict=True):
+        torch.testing.assert_close(got, wanted)

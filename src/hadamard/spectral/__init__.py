@@ -1,12 +1,13 @@
 """Transforms with one set of conventions: torch's names for ``norm``, frequencies in cycles per unit length."""
 
-from hadamard.spectral.convolution import Spectrum, convolve, correlate, spectrum
+from hadamard.spectral.convolution import Spectrum, convolve, convolve_backward, correlate, spectrum
 from hadamard.spectral.fft import fft_centred, frequencies, good_size, ifft_centred, radial_average
 from hadamard.spectral.walsh import fwht
 
 __all__ = [
     "Spectrum",
     "convolve",
+    "convolve_backward",
     "correlate",
     "fft_centred",
     "frequencies",

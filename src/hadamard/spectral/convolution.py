@@ -1,4 +1,4 @@
-"""One convolution through the Fourier transform, and its adjoint: any dimensions, real or complex, implicit padding."""
+"""One convolution through the Fourier transform, its adjoint and its gradients: any dimensions, real or complex."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 from hadamard.spectral.fft import good_size
 from hadamard.validation import check_option, check_same, check_tensor
 
-__all__ = ["Spectrum", "convolve", "correlate", "spectrum"]
+__all__ = ["Spectrum", "convolve", "convolve_backward", "correlate", "spectrum"]
 
 _MODES = ("causal", "full", "circular")
 
@@ -122,7 +122,7 @@ def convolve(
     """
     axes, lengths, kernel, plan = _prepare(u, k, dims, mode, spectrum)
     outputs = tuple(n + m - 1 for n, m in zip(lengths, plan.lengths)) if mode == "full" else lengths
-    y = _inverse(_forward(_upcast(u), plan.sizes, axes, plan.real) * plan.values, plan, axes)
+    y = _inverse(_times(_forward(_upcast(u), plan.sizes, axes, plan.real), plan.values), plan, axes)
     return _crop(y, axes, outputs).to(torch.promote_types(u.dtype, kernel.dtype) if not plan.real else u.dtype)
 
 
@@ -162,8 +162,65 @@ def correlate(
     outputs = tuple(n - m + 1 for n, m in zip(lengths, plan.lengths)) if mode == "full" else lengths
     if min(outputs) < 1:
         raise ValueError(f"y must be at least as long as the kernel {plan.lengths} for mode='full', got {lengths}")
-    x = _inverse(_forward(_upcast(y), plan.sizes, axes, plan.real) * plan.values.conj(), plan, axes)
+    x = _inverse(_times(_forward(_upcast(y), plan.sizes, axes, plan.real), plan.values.conj()), plan, axes)
     return _crop(x, axes, outputs).to(torch.promote_types(y.dtype, kernel.dtype) if not plan.real else y.dtype)
+
+
+def convolve_backward(
+    grad: Inexact[Tensor, "..."],
+    u: Inexact[Tensor, "..."],
+    k: Inexact[Tensor, "..."],
+    *,
+    dims: int | Sequence[int] = -1,
+    mode: str = "causal",
+    spectrum: Spectrum | None = None,
+) -> tuple[Inexact[Tensor, "..."], Inexact[Tensor, "..."]]:
+    """Pull a gradient back through :func:`convolve` to the signal and the kernel, keeping no spectrum in between.
+
+    The kernel's gradient is summed over what the kernel was broadcast along before it is transformed back: one inverse
+    transform serves a whole batch.
+
+    Parameters
+    ----------
+    grad
+        Gradient with respect to the result, and of its shape.
+    u, k, dims, mode, spectrum
+        What :func:`convolve` was given.
+
+    Returns
+    -------
+    grad_u, grad_k
+        Of the shapes of ``u`` and ``k``.
+
+    Raises
+    ------
+    ValueError
+        As :func:`convolve`.
+
+    Examples
+    --------
+    >>> u, k = torch.randn(8, 3, 16), torch.randn(3, 5)
+    >>> grad_u, grad_k = convolve_backward(torch.ones(8, 3, 16), u, k)
+    >>> grad_u.shape, grad_k.shape
+    (torch.Size([8, 3, 16]), torch.Size([3, 5]))
+    """
+    axes, lengths, kernel, plan = _prepare(u, k, dims, mode, spectrum)
+    pulled = _forward(_upcast(grad), plan.sizes, axes, plan.real)
+    product = pulled * _forward(_upcast(u), plan.sizes, axes, plan.real).conj()
+    broadcast = [d for d in range(-product.ndim, 0) if d not in axes and (-d > kernel.ndim or kernel.shape[d] == 1)]
+    product = product.sum(broadcast, keepdim=True) if broadcast else product
+    product = product.reshape(product.shape[product.ndim - kernel.ndim :])
+    grad_k = _crop(_inverse(product, plan, axes), axes, plan.lengths)
+    for d in axes:  # taps that no output saw, or that were added up on one index
+        if mode == "circular":
+            grad_k = grad_k.index_select(d, torch.arange(k.shape[d], device=k.device) % grad_k.shape[d])
+        elif k.shape[d] > grad_k.shape[d]:
+            grad_k = torch.cat([grad_k, grad_k.new_zeros(_resized(grad_k, d, k.shape[d] - grad_k.shape[d]))], d)
+    grad_u = _crop(_inverse(_times(pulled, plan.values.conj()), plan, axes), axes, lengths)
+    if grad_u.shape != u.shape:
+        grad_u = grad_u.sum_to_size(u.shape)
+    as_given = [(g if x.is_complex() or plan.real else g.real).to(x.dtype) for g, x in ((grad_u, u), (grad_k, k))]
+    return as_given[0], as_given[1]
 
 
 def _prepare(
@@ -188,8 +245,9 @@ def _prepare(
         least = sizes = lengths
     else:
         least = lengths if mode == "full" and adjoint else tuple(n + m - 1 for n, m in zip(lengths, kernel_lengths))
-        sizes = tuple(good_size(n, real=real) for n in least)
+        sizes = ()
     if given is None:
+        sizes = sizes or tuple(good_size(n, real=real) for n in least)
         return axes, lengths, k, Spectrum(_forward(_upcast(k), sizes, axes, real), sizes, kernel_lengths, real)
     fits = given.sizes == sizes if mode == "circular" else all(s >= n for s, n in zip(given.sizes, least))
     if given.real != real or len(given.sizes) != len(axes) or not fits:
@@ -209,6 +267,12 @@ def _inverse(x: Tensor, plan: Spectrum, axes: tuple[int, ...]) -> Tensor:
     return (torch.fft.irfftn if plan.real else torch.fft.ifftn)(x, s=plan.sizes, dim=axes)
 
 
+def _times(x: Tensor, spectrum: Tensor) -> Tensor:
+    """A product into ``x``, which nobody else sees, unless autograd must know it."""
+    fits = spectrum.ndim <= x.ndim and all(n in (1, m) for n, m in zip(reversed(spectrum.shape), reversed(x.shape)))
+    return x.mul_(spectrum) if fits and not torch.is_grad_enabled() else x * spectrum
+
+
 def _crop(y: Tensor, axes: tuple[int, ...], lengths: tuple[int, ...]) -> Tensor:
     for d, n in zip(axes, lengths):
         y = y.narrow(d, 0, n)
@@ -225,6 +289,12 @@ def _wrap(k: Tensor, d: int, n: int) -> Tensor:
 def _strided(k: Tensor, d: int, n: int) -> list[Tensor]:
     index = torch.arange(k.shape[d], device=k.device)
     return [k.index_select(d, index[start::n]) for start in range(n)]
+
+
+def _resized(x: Tensor, d: int, n: int) -> list[int]:
+    shape = list(x.shape)
+    shape[d] = n
+    return shape
 
 
 def _axes(dims: int | Sequence[int], ndim: int) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
 """Conventions of the discrete Fourier transform: centring, sizes, frequencies, radial averages."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Inexact
-from scipy.fft import next_fast_len
 from torch import Tensor
 
 from hadamard.validation import check_range, check_tensor
@@ -67,10 +67,20 @@ def good_size(n: int, real: bool = True) -> int:
     (1024, 8)
     """
     check_range(n, "n", 1)
-    size = next_fast_len(n, real=real)
-    while real and size % 2 and size > 1:
-        size = next_fast_len(size + 1, real=True)
-    return size
+    return (_good_size if torch.compiler.is_compiling() else _known_good_size)(n, real)
+
+
+def _good_size(n: int, real: bool) -> int:
+    odd = [1]
+    for prime in (3, 5) if real else (3, 5, 7, 11):
+        for m in odd:  # grows as it goes
+            if m * prime < 2 * n:
+                odd.append(m * prime)
+    least = 1 if real and n > 1 else 0
+    return min(m << max((-(-n // m) - 1).bit_length(), least) for m in odd)
+
+
+_known_good_size = lru_cache(maxsize=1024)(_good_size)
 
 
 def frequencies(
