@@ -1,5 +1,8 @@
 """Layers that take the place of those in ``torch.nn``."""
 
+from hadamard.layers.bandlimited_bounds import bandwidth_lower_bound, out_of_band_energy, ridgelet_transform
+from hadamard.layers.bandlimited_features import BandlimitedRandomFeatures, RandomFeatures
+from hadamard.layers.bandlimited_net import BandlimitedRegressor
 from hadamard.layers.evonorm import (
     EvoNorm2dB0,
     EvoNorm2dB1,
@@ -13,11 +16,14 @@ from hadamard.layers.evonorm_convert import convert_norm_act
 from hadamard.layers.evonorm_search import GraphLayer, LayerGraph, quality, stability
 from hadamard.layers.kronecker_attention import KroneckerAttention
 from hadamard.layers.kronecker_functional import kronecker_attention, polynomial_error
+from hadamard.layers.locally_connected import LocallyConnected1d, LocallyConnected2d
 from hadamard.layers.toeplitz_attention import DecodingCache, ToeplitzAttention
 from hadamard.layers.toeplitz_functional import toeplitz_attention
 from hadamard.layers.toeplitz_matmul import toeplitz_matmul
 
 __all__ = [
+    "BandlimitedRandomFeatures",
+    "BandlimitedRegressor",
     "DecodingCache",
     "EvoNorm2dB0",
     "EvoNorm2dB1",
@@ -28,12 +34,18 @@ __all__ = [
     "GraphLayer",
     "KroneckerAttention",
     "LayerGraph",
+    "LocallyConnected1d",
+    "LocallyConnected2d",
+    "RandomFeatures",
     "ToeplitzAttention",
+    "bandwidth_lower_bound",
     "convert_norm_act",
     "evonorm",
     "kronecker_attention",
+    "out_of_band_energy",
     "polynomial_error",
     "quality",
+    "ridgelet_transform",
     "stability",
     "toeplitz_attention",
     "toeplitz_matmul",
