@@ -207,7 +207,7 @@ claim = Claim(
     "same result to rounding. Powers cost one evaluation. A convolution with weights for each edge gains from about "
     "degree 2 on; at degree 1 e3nn's is faster. Antisymmetric paths are not among them, so no such network tells right "
     "from left. Where that does not matter, as for the molecules here, errors stay within a tenth of those with e3nn's "
-    "product: energies a few per cent better, forces a few per cent worse.",
+    "product: energies about as good, forces seven per cent or so worse.",
     paper_figure="Orders of magnitude faster than e3nn's full tensor product; energy and force errors alike or better "
     "in EquiformerV2 on OC20 and in MACE on 3BPA.",
     sizes={

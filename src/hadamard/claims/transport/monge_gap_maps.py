@@ -74,7 +74,7 @@ def curves(seed: int, n: int, settings: Settings, shallow: bool = False) -> Popu
     """A half moon to an S-curve below it, or to a shallow arc, with the Euclidean distance.
 
     Optimal are the maps whose lines do not cross. Some of these lines meet the S-curve three times, so that neighbours
-    have to go to different branches of it, and no continuous map is optimal; none meets the arc more than once.
+    have to go to different branches of it, and no continuous map is optimal; the arc, a thin band, has no such folds.
     """
     from sklearn.datasets import make_moons, make_s_curve
 
