@@ -17,14 +17,18 @@ from hadamard.layers.evonorm_search import GraphLayer, LayerGraph, quality, stab
 from hadamard.layers.kronecker_attention import KroneckerAttention
 from hadamard.layers.kronecker_functional import kronecker_attention, polynomial_error
 from hadamard.layers.locally_connected import LocallyConnected1d, LocallyConnected2d
+from hadamard.layers.ptd import PTD, conjugate_half, hippo, ptd, transfer
+from hadamard.layers.ptd_ssm import DiagonalSSM
 from hadamard.layers.toeplitz_attention import DecodingCache, ToeplitzAttention
 from hadamard.layers.toeplitz_functional import toeplitz_attention
 from hadamard.layers.toeplitz_matmul import toeplitz_matmul
 
 __all__ = [
+    "PTD",
     "BandlimitedRandomFeatures",
     "BandlimitedRegressor",
     "DecodingCache",
+    "DiagonalSSM",
     "EvoNorm2dB0",
     "EvoNorm2dB1",
     "EvoNorm2dB2",
@@ -39,14 +43,18 @@ __all__ = [
     "RandomFeatures",
     "ToeplitzAttention",
     "bandwidth_lower_bound",
+    "conjugate_half",
     "convert_norm_act",
     "evonorm",
+    "hippo",
     "kronecker_attention",
     "out_of_band_energy",
     "polynomial_error",
+    "ptd",
     "quality",
     "ridgelet_transform",
     "stability",
     "toeplitz_attention",
     "toeplitz_matmul",
+    "transfer",
 ]
