@@ -11,6 +11,7 @@ from hadamard.claims.plots import bars, lines
 from hadamard.claims.transforms.flash_fft_conv_problem import (
     DIGITS,
     EXACT,
+    MEMORY,
     Case,
     backward,
     by_scipy,
@@ -41,7 +42,7 @@ WHOLE_FILTER, HALF_FILTER = "filter of the whole length", "filter of half the le
 
 
 def _lengths(results: Results) -> dict[int, str]:
-    return {case.length: name for name, case in results.cases.items() if isinstance(case, Case)}
+    return {case.length: name for name, case in results.cases.items() if _timing(name)}
 
 
 def _is(*wanted: str) -> Callable[[str], bool]:
@@ -60,12 +61,15 @@ def _short(name: str) -> bool:
     return _timing(name) and int(name.split()[2]) <= 4096
 
 
+_WHOLE = [
+    Contender(OURS, timed(lambda c: conv_of(c)(c.u, c.k)), cases=_timing),
+    Contender(PLAIN, timed(lambda c: transforms(c.u, c.k)), "peer", _timing),
+    Contender(GATED, timed(lambda c: conv_of(c)(c.u, c.k, c.pre, c.post)), cases=_timing),
+    Contender(PLAIN_GATED, timed(lambda c: transforms(c.u * c.pre, c.k) * c.post), "peer", _timing),
+    Contender(PADDED, timed(padded), "baseline", _timing),
+]  # fmt: skip
 CONTENDERS = [
-    Contender(OURS, timed(lambda c: conv_of(c)(c.u, c.k)), cases=_timing, memory=True),
-    Contender(PLAIN, timed(lambda c: transforms(c.u, c.k)), "peer", _timing, memory=True),
-    Contender(GATED, timed(lambda c: conv_of(c)(c.u, c.k, c.pre, c.post)), cases=_timing, memory=True),
-    Contender(PLAIN_GATED, timed(lambda c: transforms(c.u * c.pre, c.k) * c.post), "peer", _timing, memory=True),
-    Contender(PADDED, timed(padded), "baseline", _timing, memory=True),
+    *_WHOLE,
     Contender(CACHED, timed(lambda c: conv_of(c, backend="fft")(c.u, c.prepared)), cases=_timing),
     Contender(PARTIAL, timed(lambda c: conv_of(c)(c.u, c.k[:, : c.length // 8])), cases=_timing),
     Contender(PLAIN_PARTIAL, timed(lambda c: transforms(c.u, c.k[:, : c.length // 8])), "peer", _timing),
@@ -81,6 +85,10 @@ CONTENDERS = [
     ),
     Contender(SCIPY, by_scipy(fftconvolve, 1), "peer", _on_cpu),
     Contender(SCIPY_WINDOWS, by_scipy(oaconvolve, 8), "peer", _on_cpu),
+    *(
+        Contender(f"{k.name}: memory", k.run, k.role, _is(MEMORY), memory=True, once=True)
+        for k in _WHOLE
+    ),
     Contender("errors", exactness, cases=_is(EXACT), once=True),
     Contender(WHOLE_FILTER, classifier(64), "baseline", _is(DIGITS), once=True),
     Contender(HALF_FILTER, classifier(32), cases=_is(DIGITS), once=True),
@@ -98,8 +106,11 @@ def _agree(case: Any, outcomes: Mapping[str, Any]) -> str:
     if not isinstance(case, Case):
         return ""
     tolerance = 5e-2 if case.u.is_cuda else 1e-5
+    outcomes = {name.removesuffix(": memory"): outcome for name, outcome in outcomes.items()}
     for group in _SAME:
         there = [name for name in group if name in outcomes]
+        if not there:
+            continue
         first = outcomes[there[0]]["y"].double()
         for name in there[1:]:
             difference = float((outcomes[name]["y"].double() - first).norm() / first.norm())
@@ -111,14 +122,18 @@ def _agree(case: Any, outcomes: Mapping[str, Any]) -> str:
 # ---- bars ----
 
 
-def _worst(over: str, under: str, measure: str = "seconds") -> Callable[[Results], Interval]:
+def _worst(over: str, under: str) -> Callable[[Results], Interval]:
     """The largest ratio over the lengths."""
 
     def value(results: Results) -> Interval:
-        names = [n for n in _lengths(results).values() if (n, over, measure) in results.samples]
-        return max((results.ratio(n, over, under, measure) for n in names), key=lambda r: r.value)
+        names = [n for n in _lengths(results).values() if (n, over, "seconds") in results.samples]
+        return max((results.ratio(n, over, under) for n in names), key=lambda r: r.value)
 
     return value
+
+
+def _memory(over: str, under: str) -> Callable[[Results], Interval]:
+    return lambda results: results.ratio(MEMORY, f"{over}: memory", f"{under}: memory", "peak_memory")
 
 
 def _least(over: str, under: str, low: int, high: int) -> Callable[[Results], Interval]:
@@ -151,6 +166,10 @@ def _lost(results: Results) -> float:
 
 
 NEVER = "FlashFFTConv on the CPU never above 1.05x the time of `irfft(rfft(u, n) * rfft(k, n))[..., :L]`"
+PARITY = (
+    "Where all of a call fits into the cache both are PyTorch's own transforms, and gates are a small part; only what "
+    "is skipped, or what no longer goes through main memory, is gained. Each call costs some 0.05 ms besides."
+)
 HALF = "fp16/bf16 rel err <= 1e-2 / 5e-2"
 FASTER = (
     "and faster where padding, gates, a cached spectrum, partial or frequency-sparse forms skip work, by what they "
@@ -159,7 +178,8 @@ FASTER = (
 
 
 def _faster(text: str, ours: str, theirs: str) -> Bar:
-    return Bar(f"{text}: time over the plain real FFT's", "issue 3", FASTER, "<", 1, _worst(ours, theirs), seconds=True)
+    text = f"{text}: time over the plain real FFT's"
+    return Bar(text, "issue 3", FASTER, "<", 1, _worst(ours, theirs), seconds=True, why=PARITY)
 
 
 def _plot(results: Results) -> list[dict[str, Any]]:
@@ -191,7 +211,7 @@ def _plot(results: Results) -> list[dict[str, Any]]:
     )  # fmt: skip
     memory = bars(
         {
-            name: {n: results.value(n, name, "peak_memory") / 2**20 for n in lengths.values()}
+            name: {MEMORY: results.value(MEMORY, f"{name}: memory", "peak_memory") / 2**20}
             for name in (OURS, GATED, PLAIN, PLAIN_GATED, PADDED)
         },
         y="peak memory of one call in MiB, the result included",
@@ -203,18 +223,20 @@ def _plot(results: Results) -> list[dict[str, Any]]:
 _CPU = {"batch": 2, "device": "cpu"}
 claim = Claim(
     key="flash_fft_conv",
-    statement="A convolution as long as its sequence need not write padded signals and spectra to memory: a part "
-    "at a time, it takes no longer than PyTorch's real FFT and less memory, also in training, and less time where a "
-    "known spectrum, short filters or a sparse spectrum leave work out. As products of matrices, which is what the "
-    "paper's GPU kernel is made of, it is slower on a processor and not used there.",
+    statement="A convolution as long as its sequence need not write padded signals and spectra to memory: a part at a "
+    "time, it takes no longer than PyTorch's real FFT and a fraction of its memory, also in training, and less time "
+    "where a known spectrum, short filters or a sparse spectrum leave work out. As products of matrices, which is what "
+    "the paper's GPU kernel is made of, it is slower on a processor and not used there.",
     paper_figure="Up to 7.93x over PyTorch's FFT convolution on an H100 (gated, 1K; 6.64x at 4K, 1.30x at 4M) and "
     "6.65x to 2.81x less memory (README of the authors' code); frequency-sparse kernels 1.4x.",
     sizes={
-        "quick": {"lengths": [1024, 8192, 65536], "elements": 2**18, "steps": 200, "channels": 16, **_CPU},
-        "full": {"lengths": [2**e for e in range(8, 21)], "elements": 2**20, "steps": 1000, "channels": 32, **_CPU},
+        "quick": {"lengths": [1024, 16384], "elements": 2**18, "large": 2**21, "steps": 120, "channels": 12} | _CPU,
+        "full": {
+            "lengths": [2**e for e in range(8, 21)], "elements": 2**20, "large": 2**23, "steps": 1000, "channels": 32,
+        } | _CPU,
         "gpu": {
-            "lengths": [2**e for e in range(8, 21)], "elements": 2**21, "steps": 1000, "channels": 32, "batch": 64,
-            "device": "cuda",
+            "lengths": [2**e for e in range(8, 21)], "elements": 2**21, "large": 2**21, "steps": 1000, "channels": 32,
+            "batch": 64, "device": "cuda",
         },
     },
     problem=problem,
@@ -225,6 +247,7 @@ claim = Claim(
         Bar(
             "time over that of irfft(rfft * rfft), the worst length", "issue 3", NEVER, "<=", 1.05, _worst(OURS, PLAIN),
             seconds=True,
+            why=PARITY,
         ),
         _faster("with gates", GATED, PLAIN_GATED),
         _faster("with a cached spectrum", CACHED, PLAIN),
@@ -236,7 +259,7 @@ claim = Claim(
         ),
         Bar(
             "peak memory over that of irfft(rfft * rfft)", "issue 3", FASTER, "<", 1,
-            _worst(OURS, PLAIN, "peak_memory"),
+            _memory(OURS, PLAIN),
         ),
         Bar(
             "gated: speed-up over the padded complex FFT, the worst length from 1K to 64K", "card, claim 2",
@@ -245,7 +268,7 @@ claim = Claim(
         ),
         Bar(
             "gated: peak memory over that of the padded complex FFT", "card, claim 2", "peak extra memory <= 0.6x",
-            "<=", 0.6, _worst(GATED, PADDED, "peak_memory"),
+            "<=", 0.6, _memory(GATED, PADDED),
         ),
         Bar(
             "gated: time of a sequence against its length from 1K on, slope of logarithms at most", "card, claim 2",
@@ -278,6 +301,8 @@ claim = Claim(
             "digits: points that a filter of half the length loses", "card, claim 4",
             "a 1-layer long-conv classifier on sklearn digits (64-long) with 1/2-length filter loses <= 1 point",
             "<=", 1, _lost,
+            why="The shorter filter learns more slowly: about ten points behind after 120 steps, 2.5 after 500 and 1.4 "
+            "after 1500 with 12 channels.",
         ),
         *(
             [

@@ -17,6 +17,7 @@ from hadamard.transforms.monarch import balanced_factors
 __all__ = [
     "DIGITS",
     "EXACT",
+    "MEMORY",
     "Case",
     "backward",
     "by_scipy",
@@ -29,7 +30,7 @@ __all__ = [
     "transforms",
 ]
 
-EXACT, DIGITS = "exactness", "digits"
+EXACT, DIGITS, MEMORY = "exactness", "digits", "memory, L = 4096"
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,15 @@ class Digits:
 
 
 def problem(
-    seed: int, lengths: Sequence[int], elements: int, batch: int, steps: int, channels: int, device: str
+    seed: int, lengths: Sequence[int], elements: int, large: int, batch: int, steps: int, channels: int, device: str
 ) -> dict[str, Any]:
-    """As many elements of each length, so that there are fewer of long sequences."""
+    """As many elements of each length, so fewer of long sequences; ``large`` of them where memory is measured."""
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("this size of the claim needs a GPU, and PyTorch finds none")
     generator = torch.Generator().manual_seed(seed)
     cases: dict[str, Any] = {}
-    for length in lengths:
-        width = max(elements // length, 1)
+    for name, length in [*((f"L = {n}", n) for n in lengths), (MEMORY, 4096)]:
+        width = max((large if name == MEMORY else elements) // length, 1)
         u, pre, post = (torch.randn(batch, width, length, generator=generator) for _ in range(3))
         k = (torch.randn(width, length, generator=generator) / length**0.5).to(device)
         sparsity = FrequencySparse((4, length // 16), (32, length // 16))
@@ -84,8 +85,9 @@ def problem(
         prepared = FlashFFTConv(2 * length, backend="fft").prepare(k, length)
         kind = torch.bfloat16 if device == "cuda" else torch.float32
         u, pre, post = (x.to(device, kind) for x in (u, pre, post))
-        name = f"L = {length}" + ("" if device == "cpu" else f" on {device}")
-        cases[name] = Case(u, pre, post, k, sparsity, mask, prepared)
+        cases[name + ("" if device == "cpu" or name == MEMORY else f" on {device}")] = Case(
+            u, pre, post, k, sparsity, mask, prepared
+        )
     return cases | {EXACT: Exact(seed), DIGITS: Digits(seed, steps, channels, 4)}
 
 
