@@ -17,6 +17,10 @@ from hadamard.layers.evonorm_search import GraphLayer, LayerGraph, quality, stab
 from hadamard.layers.kronecker_attention import KroneckerAttention
 from hadamard.layers.kronecker_functional import kronecker_attention, polynomial_error
 from hadamard.layers.locally_connected import LocallyConnected1d, LocallyConnected2d
+from hadamard.layers.orthogonal_conv import conv_singular_values, isometry_bounds, lorth
+from hadamard.layers.orthogonal_conv_exact import OrthogonalConv2d
+from hadamard.layers.orthogonal_conv_existence import OrthogonalExistence, orthogonal_conv_exists
+from hadamard.layers.orthogonal_conv_penalty import OrthogonalRegularizer
 from hadamard.layers.ptd import PTD, conjugate_half, hippo, ptd, transfer
 from hadamard.layers.ptd_ssm import DiagonalSSM
 from hadamard.layers.toeplitz_attention import DecodingCache, ToeplitzAttention
@@ -40,14 +44,21 @@ __all__ = [
     "LayerGraph",
     "LocallyConnected1d",
     "LocallyConnected2d",
+    "OrthogonalConv2d",
+    "OrthogonalExistence",
+    "OrthogonalRegularizer",
     "RandomFeatures",
     "ToeplitzAttention",
     "bandwidth_lower_bound",
     "conjugate_half",
+    "conv_singular_values",
     "convert_norm_act",
     "evonorm",
     "hippo",
+    "isometry_bounds",
     "kronecker_attention",
+    "lorth",
+    "orthogonal_conv_exists",
     "out_of_band_energy",
     "polynomial_error",
     "ptd",
