@@ -287,8 +287,8 @@ claim = Claim(
     "(abstract; arXiv 2108.05623).",
     sizes={
         "quick": {
-            "sizes": (4, 8, 16, 32), "penalty": (8, 16, 64, 256), "layer": (8, 64),
-            "training": {"steps": 80, "rates": (0.01,), "seeds": 1, "attack": 10},
+            "sizes": (4, 8, 16, 32), "penalty": (8, 16, 256), "layer": (8, 64),
+            "training": {"steps": 60, "rates": (0.01,), "seeds": 1, "attack": 10},
         },
         "full": {
             "sizes": (4, 8, 16, 32, 64), "penalty": (8, 12, 16, 24, 64, 256), "layer": (32, 64),
