@@ -7,7 +7,8 @@ from hadamard import catalog
 from hadamard.cli.files import read_array, read_image, write_array, write_image
 from tests.cli.test_cli import command
 
-SUFFIX = {"matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv"}
+SUFFIX = {"matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
+          "robust_unmixing": ".npz"}  # fmt: skip
 
 
 def write(key, path):
@@ -18,6 +19,8 @@ def write(key, path):
         )
     elif key == "spright":
         path.write_text("".join(f"{value}\n" for value in range(16)))
+    elif key == "robust_unmixing":
+        write_array(path, {"cube": np.random.default_rng(0).random((6, 7, 9)), "wavelengths": np.arange(9)})
     elif key == "rdledm":
         write_array(path, {"kspace": np.ones((3, 8, 8), dtype=np.complex64), "mask": np.ones((3, 8, 8))})
     else:
@@ -44,6 +47,9 @@ def test_file_in_file_out(method, monkeypatch, capsys):
         assert out.read_text().startswith("user,item,rating\nu1,i0,")
     elif key == "rdledm":
         assert read_array(out, "image").shape == (3, 8, 8)
+    elif key == "robust_unmixing":
+        assert read_array(out, "abundances").shape == (6, 7, 4)
+        assert read_array(out, "wavelengths").tolist() == list(range(9))
     elif key == "spright":
         assert len(out.read_text().splitlines()) > 4
     else:

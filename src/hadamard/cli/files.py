@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["read_array", "read_image", "write_array", "write_image"]
+__all__ = ["existing", "guarded", "read_array", "read_image", "write_array", "write_image"]
 
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz")
 
@@ -47,14 +47,14 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
     ...     read_array(f"{folder}/scan.npz", "kspace").shape
     (2, 3)
     """
-    path = _existing(path)
+    path = existing(path)
     ending = _ending(path, _ARRAYS)
     if ending == ".npy":
-        return _guarded(path, lambda: np.load(path, allow_pickle=False))
+        return guarded(path, lambda: np.load(path, allow_pickle=False))
     if ending.startswith(".nii"):
-        return _guarded(path, lambda: _nifti(path))
+        return guarded(path, lambda: _nifti(path))
     archive = _read_npz if ending == ".npz" else _read_hdf5
-    return _guarded(path, lambda: archive(path, key))
+    return guarded(path, lambda: archive(path, key))
 
 
 def write_array(
@@ -111,8 +111,8 @@ def read_image(path: str | Path) -> np.ndarray:
     ValueError
         If it is not a picture, or damaged or truncated.
     """
-    path = _existing(path)
-    return _guarded(path, lambda: _read_image(path))
+    path = existing(path)
+    return guarded(path, lambda: _read_image(path))
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -137,7 +137,8 @@ class _MissingKey(ValueError):
     """The file is whole but has no array of that name."""
 
 
-def _existing(path: str | Path) -> Path:
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there and holds something."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
@@ -171,7 +172,7 @@ def _need(module: str, what: str, name: str = "") -> ModuleType:
         raise ImportError(f"{what} files need {name}: pip install 'hadamard[imaging]'") from error
 
 
-def _guarded(path: Path, read: Any) -> np.ndarray:
+def guarded(path: Path, read: Any) -> Any:
     """Run a reader; whatever it throws at a damaged file becomes one line that names the file."""
     try:
         return read()

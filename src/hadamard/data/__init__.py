@@ -11,10 +11,11 @@ from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sourc
 from hadamard.data.mnist import fashion_mnist, mnist
 from hadamard.data.movielens import Ratings, movielens_100k
 from hadamard.data.photographs import photographs
+from hadamard.data.spectra import MixedScene, Spectra, leaves_and_soils, mixed_scene, smooth_spectra
 from hadamard.data.text import Characters, help_topics
 
 __all__ = [
-    "Cells", "Characters", "DataUnavailable", "LabelledImages", "Ratings", "Source", "adult", "available",
-    "blood_cells", "digits", "fashion_mnist", "fetch", "help_topics", "mnist", "movielens_100k", "photographs",
-    "sources",
+    "Cells", "Characters", "DataUnavailable", "LabelledImages", "MixedScene", "Ratings", "Source", "Spectra", "adult",
+    "available", "blood_cells", "digits", "fashion_mnist", "fetch", "help_topics", "leaves_and_soils", "mixed_scene",
+    "mnist", "movielens_100k", "photographs", "smooth_spectra", "sources",
 ]  # fmt: skip

@@ -1,12 +1,15 @@
 """Reconstruction of images from fewer measurements."""
 
 from hadamard.imaging.convex_networks import ICNN, PatchICNN
+from hadamard.imaging.cubes import Unmixing, unmix_cube
 from hadamard.imaging.degradations import GaussianBlur, Inpainting
+from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
 from hadamard.imaging.learned_proximal import LearnedProximal, pretrained
 from hadamard.imaging.patches import PatchAverage
 from hadamard.imaging.plug_and_play import Reconstruction, pnp_admm, pnp_pgd
 from hadamard.imaging.proximal_matching import ProximalMatchingLoss, ProximalMatchingSchedule
 from hadamard.imaging.rdledm import RDLEDM, CineReconstruction, LowRankPrior, TVPrior, rdledm
+from hadamard.imaging.robust_unmixing import RobustUnmixing
 
 __all__ = [
     "ICNN",
@@ -21,9 +24,16 @@ __all__ = [
     "ProximalMatchingLoss",
     "ProximalMatchingSchedule",
     "Reconstruction",
+    "RobustUnmixing",
     "TVPrior",
+    "Unmixing",
+    "fcls",
+    "noisy_bands",
     "pnp_admm",
     "pnp_pgd",
     "pretrained",
     "rdledm",
+    "spa",
+    "unmix_cube",
+    "vca",
 ]

@@ -1,7 +1,7 @@
-"""What RDLEDM is given, checked: measurements, weights, somebody's physics; and the bar that shows its progress."""
+"""What RDLEDM is given, checked: measurements, weights, somebody's physics."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -40,30 +40,6 @@ class Physics(LinearOperator):
     def A_adjoint(self, y: Tensor) -> Tensor:
         image = self.physics.A_adjoint(y)
         return image[:, None] if self.two else image
-
-
-class progress_bar:
-    """A bar that is advanced with (iteration, objective), or nothing at all."""
-
-    def __init__(self, total: int, show: bool) -> None:
-        self.total, self.show = total, show
-
-    def __enter__(self) -> Callable[[int, float], None]:
-        if not self.show:
-            return lambda iteration, objective: None
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[objective]}"))
-        self.bar = Progress(*columns, TimeElapsedColumn())
-        self.bar.start()
-        task = self.bar.add_task("rdledm", total=self.total, objective="")
-        return lambda iteration, objective: self.bar.update(
-            task, completed=iteration, objective=f"iteration {iteration}, objective {objective:.5g}"
-        )
-
-    def __exit__(self, *_: Any) -> None:
-        if self.show:
-            self.bar.stop()
 
 
 def measurements(y: Tensor, mask: Tensor, sens: Tensor | None) -> tuple[Tensor, Tensor]:

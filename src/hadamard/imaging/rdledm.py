@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Complex, Shaped
 from torch import Tensor, nn
 
-from hadamard.imaging._inputs import Physics, Weights, check_weights, measurements, progress_bar
+from hadamard.imaging._inputs import Physics, Weights, check_weights, measurements
 from hadamard.imaging._operators import Coils, Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import LowRankPrior, TVPrior
+from hadamard.imaging._progress import progress_bar
 from hadamard.operators import Fourier, LinearOperator, Masked, operator_norm
 from hadamard.proximal import soft
 from hadamard.results import Solution, warn_short
@@ -262,7 +263,7 @@ class RDLEDM(nn.Module):
             measured = prior.operator((1, *shape[1:])) @ Part(shape, part)
             terms.append(Term(_dual_projection(prior), measured, prior.norm_squared))
         trace: list[float] = []
-        with progress_bar(self.max_iter, progress) as advance:
+        with progress_bar("rdledm", self.max_iter, progress) as advance:
 
             def watch(iteration: int, x: Tensor, change: float) -> None:
                 trace.append(self._objective(x, data, y, priors))
