@@ -373,3 +373,10 @@ def test_leaves_and_soils():
     assert at(800) > 4 * at(670)  # the red edge
     assert at(1650) > 2 * at(1940)  # water
     assert (leaves_and_soils(10).values[:, -1] == library.values[:, -1]).all()
+
+
+def test_purer_pixels_get_smaller_exponents():
+    shares = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
+    p = RobustUnmixing(3, h_max=0.8)._exponents(shares, torch.ones(3))
+    half = (3**0.5 - 2**0.5) / (3**0.5 - 1)  # Hoyer's sparseness of two equal entries of three
+    torch.testing.assert_close(p, 1 - 0.3 * torch.tensor([0.8, 0.0, half]), rtol=1e-5, atol=1e-6)
