@@ -7,8 +7,10 @@ from hadamard import catalog
 from hadamard.cli.files import read_array, read_image, write_array, write_image
 from tests.cli.test_cli import command
 
-SUFFIX = {"matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
-          "robust_unmixing": ".npz"}  # fmt: skip
+SUFFIX = {
+    "matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
+    "primal_dual_unet": ".npz", "robust_unmixing": ".npz",
+}  # fmt: skip
 
 
 def write(key, path):
@@ -23,6 +25,8 @@ def write(key, path):
         write_array(path, {"cube": np.random.default_rng(0).random((6, 7, 9)), "wavelengths": np.arange(9)})
     elif key == "rdledm":
         write_array(path, {"kspace": np.ones((3, 8, 8), dtype=np.complex64), "mask": np.ones((3, 8, 8))})
+    elif key == "primal_dual_unet":
+        write_array(path, {"sinogram": np.ones((24, 4), dtype=np.float32), "angles": np.arange(4) * np.pi / 4})
     else:
         write_image(path, np.linspace(0, 1, 256).reshape(16, 16))
 
@@ -47,6 +51,8 @@ def test_file_in_file_out(method, monkeypatch, capsys):
         assert out.read_text().startswith("user,item,rating\nu1,i0,")
     elif key == "rdledm":
         assert read_array(out, "image").shape == (3, 8, 8)
+    elif key == "primal_dual_unet":
+        assert read_array(out, "image").shape == (1, 16, 16)
     elif key == "robust_unmixing":
         assert read_array(out, "abundances").shape == (6, 7, 4)
         assert read_array(out, "wavelengths").tolist() == list(range(9))

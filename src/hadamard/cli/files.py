@@ -1,7 +1,7 @@
 """Files in, arrays out, and back: what ``hadamard apply`` reads and writes.
 
-Arrays live in ``.npy``, ``.npz``, ``.h5`` or NIfTI files, pictures in whatever Pillow knows. Every failure is one
-line that names the file and what is wrong with it.
+Arrays live in ``.npy``, ``.npz``, ``.h5``, NIfTI or DICOM files, pictures in whatever Pillow knows. Every failure is
+one line that names the file and what is wrong with it.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from hadamard.data.scans import read_dicom
+
 __all__ = ["existing", "guarded", "read_array", "read_image", "write_array", "write_image"]
 
-_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz")
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz", ".dcm")
 
 
 def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
-    """Read one array from a ``.npy``, ``.npz``, ``.h5``/``.hdf5`` or NIfTI (``.nii``, ``.nii.gz``) file.
+    """Read one array from a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, NIfTI (``.nii``, ``.nii.gz``) or DICOM file.
 
     Parameters
     ----------
@@ -25,7 +27,7 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
         The file; its ending says how it is read.
     key
         Name of the array in a ``.npz`` or HDF5 file (``"group/name"`` works); may be left out where the file holds
-        only one. NIfTI values come scaled by the header's slope and intercept.
+        only one. NIfTI and DICOM (``.dcm``) values come scaled by the header's slope and intercept.
 
     Returns
     -------
@@ -53,6 +55,8 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
         return guarded(path, lambda: np.load(path, allow_pickle=False))
     if ending.startswith(".nii"):
         return guarded(path, lambda: _nifti(path))
+    if ending == ".dcm":
+        return guarded(path, lambda: read_dicom(path).numpy())
     archive = _read_npz if ending == ".npz" else _read_hdf5
     return guarded(path, lambda: archive(path, key))
 
@@ -60,17 +64,18 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
 def write_array(
     path: str | Path, arrays: np.ndarray | Mapping[str, np.ndarray], *, like: str | Path | None = None
 ) -> None:
-    """Write arrays to a ``.npy``, ``.npz``, ``.h5``/``.hdf5`` or NIfTI file.
+    """Write arrays to a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, NIfTI or DICOM file.
 
     Parameters
     ----------
     path
         The file; its ending says how it is written.
     arrays
-        One array, or arrays by name. ``.npy`` and NIfTI files hold exactly one; a nameless one is called ``"array"``
-        in the others.
+        One array, or arrays by name. ``.npy``, NIfTI and DICOM files hold exactly one; a nameless one is called
+        ``"array"`` in the others.
     like
-        A NIfTI file whose affine and voxel sizes a NIfTI output takes over (identity otherwise).
+        A NIfTI file whose affine and voxel sizes a NIfTI output takes over (identity otherwise); or a DICOM slice, all
+        of whose header a DICOM output keeps but for the pixels' encoding.
 
     Raises
     ------
@@ -80,7 +85,7 @@ def write_array(
     path = Path(path)
     ending = _ending(path, _ARRAYS)
     named = {"array": arrays} if isinstance(arrays, np.ndarray) else dict(arrays)
-    if ending in (".npy", ".nii", ".nii.gz") and len(named) != 1:
+    if ending in (".npy", ".nii", ".nii.gz", ".dcm") and len(named) != 1:
         raise ValueError(f"{path}: a {ending} file holds one array, got {', '.join(named)}; use .npz or .h5")
     only = next(iter(named.values()))
     _writable(path)
@@ -92,6 +97,8 @@ def write_array(
         with _need("h5py", "HDF5").File(path, "w") as file:
             for name, array in named.items():
                 file.create_dataset(name, data=array, compression="gzip" if array.ndim else None)
+    elif ending == ".dcm":
+        _write_dicom(path, only, like)
     else:
         _write_nifti(path, only, like)
 
@@ -220,6 +227,24 @@ def _write_nifti(path: Path, array: np.ndarray, like: str | Path | None) -> None
         affine, header = model.affine, model.header.copy()
         header.set_data_dtype(array.dtype)
     nibabel.save(nibabel.Nifti1Image(array, affine, header), path)
+
+
+def _write_dicom(path: Path, array: np.ndarray, like: str | Path | None) -> None:
+    if like is None or _ending(Path(like), _ARRAYS) != ".dcm":
+        raise ValueError(f"{path}: a DICOM file can only be written where one was read, use .npz or NIfTI")
+    pydicom = _need("pydicom", "DICOM")
+    file = pydicom.dcmread(like)
+    if array.shape != (file.Rows, file.Columns):
+        raise ValueError(
+            f"{path}: the slice must have shape {(file.Rows, file.Columns)} as in {like}, got {array.shape}"
+        )
+    stored = (array - float(file.get("RescaleIntercept", 0))) / float(file.get("RescaleSlope", 1))
+    signed = file.get("PixelRepresentation", 0) == 1
+    limits = np.iinfo(np.int16 if signed else np.uint16)
+    file.PixelData = np.clip(stored.round(), limits.min, limits.max).astype(limits.dtype).tobytes()
+    file.BitsAllocated, file.BitsStored, file.HighBit = 16, 16, 15
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.save_as(path, enforce_file_format=True)
 
 
 def _read_image(path: Path) -> np.ndarray:

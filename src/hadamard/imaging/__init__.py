@@ -7,9 +7,12 @@ from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
 from hadamard.imaging.learned_proximal import LearnedProximal, pretrained
 from hadamard.imaging.patches import PatchAverage
 from hadamard.imaging.plug_and_play import Reconstruction, pnp_admm, pnp_pgd
+from hadamard.imaging.primal_dual_unet import PrimalDualUNet, RadialMRI, upsample_sinogram
 from hadamard.imaging.proximal_matching import ProximalMatchingLoss, ProximalMatchingSchedule
 from hadamard.imaging.rdledm import RDLEDM, CineReconstruction, LowRankPrior, TVPrior, rdledm
 from hadamard.imaging.robust_unmixing import RobustUnmixing
+from hadamard.imaging.unet import UNet
+from hadamard.imaging.unrolled import LearnedPrimalDual
 
 __all__ = [
     "ICNN",
@@ -17,15 +20,19 @@ __all__ = [
     "CineReconstruction",
     "GaussianBlur",
     "Inpainting",
+    "LearnedPrimalDual",
     "LearnedProximal",
     "LowRankPrior",
     "PatchAverage",
     "PatchICNN",
+    "PrimalDualUNet",
     "ProximalMatchingLoss",
     "ProximalMatchingSchedule",
+    "RadialMRI",
     "Reconstruction",
     "RobustUnmixing",
     "TVPrior",
+    "UNet",
     "Unmixing",
     "fcls",
     "noisy_bands",
@@ -35,5 +42,6 @@ __all__ = [
     "rdledm",
     "spa",
     "unmix_cube",
+    "upsample_sinogram",
     "vca",
 ]
