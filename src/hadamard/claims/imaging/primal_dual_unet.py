@@ -155,7 +155,7 @@ def plot(r: Results) -> list[Figure]:
         for i in range(2):
             mri[f"{name}, {float(psnr(radial, out)[i]):.1f} dB" + " " * i] = out[i, 0]
     return [
-        pictures(shown, limits=(0.0, 2.0), caption="Twelve views of two real slices; the networks saw phantoms and photographs."),
+        pictures(shown, limits=(0.0, 2.0), caption="Twelve views of two real slices; the networks had seen none."),
         curves("parallel", "PSNR, phantoms"), curves("fan", "PSNR, phantoms"), curves("parallel", "PSNR, real slices"),
         bars({name: {c: r.value(c, name, "SSIM, phantoms") for c in r.cases if r.cases[c].phantoms} for name in names},
              y="SSIM, phantoms", caption="Structural similarity in all six scans."),
