@@ -29,6 +29,7 @@ class Search:
     target: float
     seeds: Sequence[int]
     most: int
+    least: int = SIZES[0]
     static: bool = False
 
     def __call__(self, kind: str) -> SampleComplexity:
@@ -37,7 +38,7 @@ class Search:
         def errors(n: int, seeds: Sequence[int]) -> Sequence[float]:
             return signal_errors(kind, n, seeds, self.k, self.d, self.noise, static=self.static)
 
-        return sample_complexity(errors, [n for n in SIZES if n <= self.most], self.target, self.seeds)
+        return sample_complexity(errors, [n for n in SIZES if self.least <= n <= self.most], self.target, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ class Floor:
 
 
 def problem(
-    seed: int, orders: tuple[int, ...], seeds: tuple[int, int], most: int, averages: int, floor: int,
+    seed: int, orders: tuple[int, ...], seeds: tuple[int, int], least: int, most: int, averages: int, floor: int,
     digits: Mapping[str, Any],
 ) -> Mapping[str, Any]:  # fmt: skip
     """Searches at two noise levels, averages, a floor, and digits on canvases."""
     first, second = (range(seed, seed + s) for s in seeds)
-    cases: dict[str, Any] = {f"order, k = {k}": Search(k, 16, 0.25, 0.1, first, most) for k in orders}
+    cases: dict[str, Any] = {f"order, k = {k}": Search(k, 16, 0.25, 0.1, first, most, least) for k in orders}
     cases |= {f"slope, k = {k}": Search(k, 8, 0.3, 0.15, second, most) for k in (4, 8, 16)}
     cases["static, k = 16"] = Search(16, 16, 0.25, 0.1, first, most, static=True)
     cases[AVERAGES] = Averages(8, 16, 0.3, 200, averages, seed)
@@ -177,11 +178,11 @@ claim = Claim(
     "(abstract)",
     sizes={
         "quick": {
-            "orders": (16,), "seeds": (3, 3), "most": 5300, "averages": 100, "floor": 2000,
-            "digits": {"sizes": (300, 2700, 8100), "seeds": 1, "steps": 300},
+            "orders": (16,), "seeds": (3, 3), "least": 27, "most": 5300, "averages": 100, "floor": 1000,
+            "digits": {"sizes": (300, 2700, 4050, 8100), "seeds": 1, "steps": 300},
         },
         "full": {
-            "orders": (4, 8, 16), "seeds": (4, 4), "most": 12_000, "averages": 1000, "floor": 20_000,
+            "orders": (4, 8, 16), "seeds": (4, 4), "least": 8, "most": 12_000, "averages": 1000, "floor": 20_000,
             "digits": {"sizes": tuple(round(100 * 1.5**i) for i in range(12)), "seeds": 2, "steps": 400},
         },
     },
@@ -190,7 +191,9 @@ claim = Claim(
         _contender(CONV, "method"),
         _contender(LOCAL, "baseline"),
         _contender(FULL, "baseline"),
-        Contender(BAYES, lambda case: bayes_error(case.k, case.noise, random_state=0), "peer", FLOOR.__eq__, once=True),
+        Contender(
+            BAYES, lambda case: bayes_error(case.k, case.noise, random_state=0), "peer", lambda c: c == FLOOR, once=True
+        ),
     ],
     measures=[
         Measure("images needed (or the most that were tried)", "", _measure),
@@ -219,8 +222,9 @@ claim = Claim(
             "(at least)", "card, claim 5", _C5, ">=", 2, lambda r: _at_least(r, DIGITS, LOCAL, CONV)),
         Bar("digits on canvases, 80 % right: images of the fully over those of the locally connected network "
             "(at least)", "card, claim 5", _C5, ">=", 2, lambda r: _at_least(r, DIGITS, FULL, LOCAL),
-            why="on a finer grid, at size full, 1.5: digits repeat once there are more canvases than digits, and 25 "
-            "overlapping places are few; at the coarse sizes of quick a step is a factor of 3"),
+            why="measured 1.5, one step of the sizes, in quick and full. The order is as claimed. Not settled: "
+            "beyond 1297 canvases the same digits come again at other places, which may help all alike; and the units "
+            "at 25 overlapping places need not be as many as the patterns of a digit"),
     ],
     plot=plot,
     rounds={"quick": 1, "full": 1},
