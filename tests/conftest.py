@@ -13,6 +13,13 @@ def _annotations(request):
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(autouse=True)
+def _compiler(request):
+    """The compiler forgets what it gave up on: all annotated functions share one wrapper, which it would then skip."""
+    if "compile" in request.node.name:
+        torch.compiler.reset()
+
+
 @pytest.fixture
 def generator():
     """A seeded generator."""
