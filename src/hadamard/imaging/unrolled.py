@@ -32,17 +32,14 @@ class LearnedPrimalDual(nn.Module):
     normalise
         ``normalise(y) -> (shift, scale)`` of each sample, which broadcast against ``y``: the dual networks see
         ``(y - shift) / scale``.
-    image_factor
-        The primal networks see images times this number.
     init
         ``"inverse"``: begin with the inverse of the data, on every channel; or ``"zeros"``.
-    primal_step
-        What ``w_p`` begins with. At 0 the untrained network returns what it begins with.
 
     Notes
     -----
-    Channels are averaged before the physics is applied, which by linearity is the same as afterwards, and as many times
-    cheaper. The physics may be another one in each call.
+    ``w_p`` begins with 0, so that the untrained network returns what it begins with. Channels are averaged before the
+    physics is applied, which by linearity is the same as afterwards and no dearer. The physics may be another one in
+    each call.
 
     References
     ----------
@@ -59,20 +56,17 @@ class LearnedPrimalDual(nn.Module):
         *,
         inverse: Inverse | None = None,
         normalise: Normalise | None = None,
-        image_factor: float = 1.0,
         init: str = "inverse",
-        primal_step: complex = 0.0,
     ) -> None:
         super().__init__()
         self.init = check_option(init, "init", ("inverse", "zeros"))
         self.dual_blocks, self.primal_blocks = nn.ModuleList(dual_blocks), nn.ModuleList(primal_blocks)
-        self.n_dual, self.n_primary, self.image_factor = n_dual, n_primary, image_factor
+        self.n_dual, self.n_primary = n_dual, n_primary
         self.inverse: Inverse = inverse or _dagger
         self.normalise: Normalise = normalise or standardise
         rounds = len(self.dual_blocks)
-        start = torch.tensor(primal_step)
-        self.dual_steps = nn.Parameter(torch.ones(rounds, n_dual, 1, 1, dtype=start.dtype))
-        self.primal_steps = nn.Parameter(start * torch.ones(rounds, n_primary, 1, 1, dtype=start.dtype))
+        self.dual_steps = nn.Parameter(torch.ones(rounds, n_dual, 1, 1))
+        self.primal_steps = nn.Parameter(torch.zeros(rounds, n_primary, 1, 1))
 
     def forward(self, y: Inexact[Tensor, "b 1 p a"], physics: LinearOperator) -> Inexact[Tensor, "b 1 h w"]:
         """Reconstruct images from data.
@@ -99,23 +93,20 @@ class LearnedPrimalDual(nn.Module):
         g = (y - shift) / scale
         h = g.new_zeros(len(y), self.n_dual, *physics.out_shape)
         if self.init == "inverse":
-            f = self._back(physics, y).expand(-1, self.n_primary, -1, -1)
+            f = self.inverse(physics, y).expand(-1, self.n_primary, -1, -1)
         else:
             f = g.new_zeros(len(y), self.n_primary, *physics.in_shape)
         rounds = zip(self.dual_blocks, self.primal_blocks, self.dual_steps, self.primal_steps)
         for dual, primal, dual_step, primal_step in rounds:
-            seen = (physics.A(f.mean(1, keepdim=True) / self.image_factor) - shift) / scale
+            seen = (physics.A(f.mean(1, keepdim=True)) - shift) / scale
             h = h + dual_step * self.correct_data(dual, torch.cat([h, seen, g], 1), physics)
-            back = self._back(physics, h.mean(1, keepdim=True) * scale + shift)
+            back = self.inverse(physics, h.mean(1, keepdim=True) * scale + shift)
             f = f + primal_step * primal(torch.cat([f, back], 1))
-        return f.mean(1, keepdim=True) / self.image_factor
+        return f.mean(1, keepdim=True)
 
     def correct_data(self, block: nn.Module, x: Tensor, physics: LinearOperator) -> Tensor:
         """Apply a round's network to data; for subclasses whose networks want to know the physics."""
         return block(x)
-
-    def _back(self, physics: LinearOperator, y: Tensor) -> Tensor:
-        return self.inverse(physics, y) * self.image_factor
 
 
 def _dagger(physics: LinearOperator, y: Tensor) -> Tensor:
