@@ -6,6 +6,7 @@ from hadamard.operators.fourier import Fourier, Masked, NonUniformFourier
 from hadamard.operators.gradient import with_adjoint
 from hadamard.operators.matrix import Matrix
 from hadamard.operators.radon import Radon
+from hadamard.operators.separable import Separable, bicubic
 from hadamard.operators.sparse import SparseMatrix, sampled_product
 
 __all__ = [
@@ -15,7 +16,9 @@ __all__ = [
     "Matrix",
     "NonUniformFourier",
     "Radon",
+    "Separable",
     "SparseMatrix",
+    "bicubic",
     "from_deepinv",
     "operator_norm",
     "sampled_product",

@@ -1,6 +1,7 @@
 """Transforms with one set of conventions: torch's names for ``norm``, frequencies in cycles per unit length."""
 
 from hadamard.spectral.convolution import Spectrum, convolve, convolve_backward, correlate, spectrum
+from hadamard.spectral.dct import dct, idct
 from hadamard.spectral.fft import fft_centred, frequencies, good_size, ifft_centred, radial_average
 from hadamard.spectral.walsh import fwht
 
@@ -9,10 +10,12 @@ __all__ = [
     "convolve",
     "convolve_backward",
     "correlate",
+    "dct",
     "fft_centred",
     "frequencies",
     "fwht",
     "good_size",
+    "idct",
     "ifft_centred",
     "radial_average",
     "spectrum",
