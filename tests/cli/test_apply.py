@@ -9,7 +9,7 @@ from tests.cli.test_cli import command
 
 SUFFIX = {
     "matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
-    "primal_dual_unet": ".npz", "robust_unmixing": ".npz",
+    "primal_dual_unet": ".npz", "robust_unmixing": ".npz", "dual_latent_rescaling": ".png",
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_file_in_file_out(method, monkeypatch, capsys):
     elif key == "spright":
         assert len(out.read_text().splitlines()) > 4
     else:
-        assert read_image(out).shape == (16, 16)
+        assert read_image(out).shape == ((8, 8) if key == "dual_latent_rescaling" else (16, 16))
 
 
 @pytest.mark.parametrize("fault", ["missing", "empty", "truncated", "folder", "no folder for the result"])

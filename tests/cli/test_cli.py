@@ -116,6 +116,7 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
         (["apply", KEY], f"{KEY} has no file form"),
         (["train", "nothing"], "unknown method 'nothing'"),
         (["train", KEY], f"{KEY} has nothing to train"),
+        (["train", "learned_proximal", "--device", "cuda"], "learned_proximal trains on the CPU only"),
         (["list", "--family", "nothing"], "unknown method or family 'nothing'"),
         (["data", "fetch", "nothing"], "nothing"),
         (["report", "no-such-folder"], "directory 'no-such-folder' does not exist"),

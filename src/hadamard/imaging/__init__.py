@@ -3,13 +3,16 @@
 from hadamard.imaging.convex_networks import ICNN, PatchICNN
 from hadamard.imaging.cubes import Unmixing, unmix_cube
 from hadamard.imaging.degradations import GaussianBlur, Inpainting
+from hadamard.imaging.dual_latent_rescaling import DualLatentRescaler, PictureAndLatent, RescalingCycle
 from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
+from hadamard.imaging.image_hiding import DualLatentHider, Hidden, Revealed
 from hadamard.imaging.learned_proximal import LearnedProximal, pretrained
 from hadamard.imaging.patches import PatchAverage
 from hadamard.imaging.plug_and_play import Reconstruction, pnp_admm, pnp_pgd
 from hadamard.imaging.primal_dual_unet import PrimalDualUNet, RadialMRI, upsample_sinogram
 from hadamard.imaging.proximal_matching import ProximalMatchingLoss, ProximalMatchingSchedule
 from hadamard.imaging.rdledm import RDLEDM, CineReconstruction, LowRankPrior, TVPrior, rdledm
+from hadamard.imaging.rescaling_loss import rescaling_loss
 from hadamard.imaging.robust_unmixing import RobustUnmixing
 from hadamard.imaging.unet import UNet
 from hadamard.imaging.unrolled import LearnedPrimalDual
@@ -18,18 +21,24 @@ __all__ = [
     "ICNN",
     "RDLEDM",
     "CineReconstruction",
+    "DualLatentHider",
+    "DualLatentRescaler",
     "GaussianBlur",
+    "Hidden",
     "Inpainting",
     "LearnedPrimalDual",
     "LearnedProximal",
     "LowRankPrior",
     "PatchAverage",
     "PatchICNN",
+    "PictureAndLatent",
     "PrimalDualUNet",
     "ProximalMatchingLoss",
     "ProximalMatchingSchedule",
     "RadialMRI",
     "Reconstruction",
+    "RescalingCycle",
+    "Revealed",
     "RobustUnmixing",
     "TVPrior",
     "UNet",
@@ -40,6 +49,7 @@ __all__ = [
     "pnp_pgd",
     "pretrained",
     "rdledm",
+    "rescaling_loss",
     "spa",
     "unmix_cube",
     "upsample_sinogram",

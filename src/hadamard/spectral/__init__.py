@@ -3,6 +3,7 @@
 from hadamard.spectral.convolution import Spectrum, convolve, convolve_backward, correlate, spectrum
 from hadamard.spectral.dct import dct, idct
 from hadamard.spectral.fft import fft_centred, frequencies, good_size, ifft_centred, radial_average
+from hadamard.spectral.haar import haar2d, ihaar2d
 from hadamard.spectral.walsh import fwht
 
 __all__ = [
@@ -15,8 +16,10 @@ __all__ = [
     "frequencies",
     "fwht",
     "good_size",
+    "haar2d",
     "idct",
     "ifft_centred",
+    "ihaar2d",
     "radial_average",
     "spectrum",
 ]
