@@ -24,7 +24,7 @@ class DenseBlock(nn.Sequential):
         Channels that each of the first four adds.
     generator
         Draws the initial weights, as suits the leaky ReLU; those of the last convolution are zero. (IRN's are ten times
-        smaller, and take ten times as many steps to get anywhere.)
+        smaller.)
     """
 
     def __init__(self, before: int, after: int, growth: int, *, generator: torch.Generator | None = None) -> None:

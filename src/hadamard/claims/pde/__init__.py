@@ -1,0 +1,1 @@
+"""Claims of the family pde, one file a method."""
