@@ -10,6 +10,7 @@ from tests.cli.test_cli import command
 SUFFIX = {
     "matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
     "primal_dual_unet": ".npz", "robust_unmixing": ".npz", "dual_latent_rescaling": ".png",
+    "fourier_pd": ".h5",
 }  # fmt: skip
 
 
@@ -25,6 +26,8 @@ def write(key, path):
         write_array(path, {"cube": np.random.default_rng(0).random((6, 7, 9)), "wavelengths": np.arange(9)})
     elif key == "rdledm":
         write_array(path, {"kspace": np.ones((3, 8, 8), dtype=np.complex64), "mask": np.ones((3, 8, 8))})
+    elif key == "fourier_pd":
+        write_array(path, {"kspace": np.ones((2, 16, 16), dtype=np.complex64), "mask": np.ones((16, 16))})
     elif key == "primal_dual_unet":
         write_array(path, {"sinogram": np.ones((24, 4), dtype=np.float32), "angles": np.arange(4) * np.pi / 4})
     else:
@@ -51,6 +54,8 @@ def test_file_in_file_out(method, monkeypatch, capsys):
         assert out.read_text().startswith("user,item,rating\nu1,i0,")
     elif key == "rdledm":
         assert read_array(out, "image").shape == (3, 8, 8)
+    elif key == "fourier_pd":
+        assert read_array(out, "image").dtype == np.complex64
     elif key == "primal_dual_unet":
         assert read_array(out, "image").shape == (1, 16, 16)
     elif key == "robust_unmixing":

@@ -12,13 +12,12 @@ from hadamard.cli.apply.rdledm import apply
 from hadamard.cli.files import read_array, write_array
 from hadamard.data.cine import acquire, beating_heart, coil_maps, kt_mask
 from hadamard.imaging import RDLEDM, LowRankPrior, TVPrior, rdledm
-from hadamard.imaging._operators import Coils, Difference, Part, Total, Unfold
+from hadamard.imaging._operators import Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import singular_values
 from hadamard.operators import Fourier, Masked, Matrix
 from hadamard.proximal import soft
 from hadamard.spectral.fft import fft_centred
-from tests.suites.operators import OperatorSuite
 
 FRAMES, SIZE = 6, 16
 
@@ -33,30 +32,6 @@ def quiet(*args, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return rdledm(*args, **options)
-
-
-SENS = torch.randn(2, 1, 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
-
-
-class TestCoils(OperatorSuite):
-    def operator(self):
-        return Coils(SENS, frames=2)
-
-    def dense(self):
-        return torch.cat([torch.block_diag(torch.diag(s[0]), torch.diag(s[0])) for s in SENS])
-
-
-class TestDifference(OperatorSuite):
-    def operator(self):
-        return Difference((2, 3), (-2, -1))
-
-    def dense(self):
-        def d(n):
-            matrix = torch.diag(torch.ones(n - 1, dtype=torch.float64), 1) - torch.eye(n, dtype=torch.float64)
-            matrix[-1, -1] = 0
-            return matrix
-
-        return torch.cat([torch.kron(d(2), torch.eye(3).double()), torch.kron(torch.eye(2).double(), d(3))])
 
 
 @pytest.mark.parametrize("mode", ["casorati", "mode-h", "mode-w"])

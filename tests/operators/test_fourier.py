@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hadamard.operators import Fourier, Masked, NonUniformFourier
+from hadamard.operators import Coils, Fourier, Masked, NonUniformFourier
 from tests.suites.operators import OperatorSuite
 
 
@@ -135,3 +135,22 @@ def test_bad_data_and_absence(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_finufft.functional", None)
     with pytest.raises(ImportError, match=r"^NonUniformFourier needs finufft: pip install 'hadamard\[imaging\]'$"):
         NonUniformFourier(torch.zeros(1, 3), (4,))
+
+
+SENS = torch.randn(2, 1, 2, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+
+
+class TestCoils(OperatorSuite):
+    def operator(self):
+        return Coils(SENS)
+
+    def dense(self):
+        return torch.cat([torch.diag(s[0]) for s in SENS])
+
+
+class TestCoilsOfASeries(OperatorSuite):
+    def operator(self):
+        return Coils(SENS, frames=2)
+
+    def dense(self):
+        return torch.cat([torch.block_diag(torch.diag(s[0]), torch.diag(s[0])) for s in SENS])

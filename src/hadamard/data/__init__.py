@@ -5,20 +5,24 @@
 """
 
 from hadamard.data.adult import adult
+from hadamard.data.anatomies import mr_volumes
 from hadamard.data.cells import Cells, blood_cells
 from hadamard.data.digits import LabelledImages, digits
 from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sources
+from hadamard.data.hyperthermia import HyperthermiaSeries, acquire_kspace, hyperthermia
 from hadamard.data.mnist import fashion_mnist, mnist
 from hadamard.data.movielens import Ratings, movielens_100k
 from hadamard.data.phantoms import ellipses
 from hadamard.data.photographs import photographs
+from hadamard.data.sampling import undersampling_mask
 from hadamard.data.scans import ct_slices, mr_slices, read_dicom
 from hadamard.data.spectra import MixedScene, Spectra, leaves_and_soils, mixed_scene, smooth_spectra
 from hadamard.data.text import Characters, help_topics
 
 __all__ = [
-    "Cells", "Characters", "DataUnavailable", "LabelledImages", "MixedScene", "Ratings", "Source", "Spectra", "adult",
-    "available", "blood_cells", "ct_slices", "digits", "ellipses", "fashion_mnist", "fetch", "help_topics",
-    "leaves_and_soils", "mixed_scene", "mnist", "movielens_100k", "mr_slices", "photographs", "read_dicom",
-    "smooth_spectra", "sources",
+    "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Ratings",
+    "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits", "ellipses",
+    "fashion_mnist", "fetch", "help_topics", "hyperthermia", "leaves_and_soils", "mixed_scene", "mnist",
+    "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom", "smooth_spectra", "sources",
+    "undersampling_mask",
 ]  # fmt: skip

@@ -1,10 +1,12 @@
 """Reconstruction of images from fewer measurements."""
 
+from hadamard.imaging.complex_layers import ComplexBatchNorm2d, ComplexConv2d, CReLU, ModReLU
 from hadamard.imaging.convex_networks import ICNN, PatchICNN
 from hadamard.imaging.cubes import Unmixing, unmix_cube
 from hadamard.imaging.degradations import GaussianBlur, Inpainting
 from hadamard.imaging.dual_latent_rescaling import DualLatentRescaler, PictureAndLatent, RescalingCycle
 from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
+from hadamard.imaging.fourier_pd import FourierPrimalDual
 from hadamard.imaging.image_hiding import DualLatentHider, Hidden, Revealed
 from hadamard.imaging.learned_proximal import LearnedProximal, pretrained
 from hadamard.imaging.patches import PatchAverage
@@ -14,21 +16,27 @@ from hadamard.imaging.proximal_matching import ProximalMatchingLoss, ProximalMat
 from hadamard.imaging.rdledm import RDLEDM, CineReconstruction, LowRankPrior, TVPrior, rdledm
 from hadamard.imaging.rescaling_loss import rescaling_loss
 from hadamard.imaging.robust_unmixing import RobustUnmixing
+from hadamard.imaging.thermometry import prf_temperature
 from hadamard.imaging.unet import UNet
 from hadamard.imaging.unrolled import LearnedPrimalDual
 
 __all__ = [
     "ICNN",
     "RDLEDM",
+    "CReLU",
     "CineReconstruction",
+    "ComplexBatchNorm2d",
+    "ComplexConv2d",
     "DualLatentHider",
     "DualLatentRescaler",
+    "FourierPrimalDual",
     "GaussianBlur",
     "Hidden",
     "Inpainting",
     "LearnedPrimalDual",
     "LearnedProximal",
     "LowRankPrior",
+    "ModReLU",
     "PatchAverage",
     "PatchICNN",
     "PictureAndLatent",
@@ -48,6 +56,7 @@ __all__ = [
     "pnp_admm",
     "pnp_pgd",
     "pretrained",
+    "prf_temperature",
     "rdledm",
     "rescaling_loss",
     "spa",

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Inexact, Real
 from torch import Tensor
 
-from hadamard.imaging._operators import UNFOLDINGS, Difference, Unfold
+from hadamard.imaging._operators import UNFOLDINGS, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
+from hadamard.operators import Difference
 from hadamard.proximal import spectral_ball, svt
 from hadamard.results import warn_short
 from hadamard.validation import check_option, check_range, check_tensor

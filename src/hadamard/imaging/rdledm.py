@@ -19,11 +19,11 @@ from jaxtyping import Complex, Shaped
 from torch import Tensor, nn
 
 from hadamard.imaging._inputs import Physics, Weights, check_weights, measurements
-from hadamard.imaging._operators import Coils, Part, Total, Unfold
+from hadamard.imaging._operators import Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import LowRankPrior, TVPrior
 from hadamard.imaging._progress import progress_bar
-from hadamard.operators import Fourier, LinearOperator, Masked, operator_norm
+from hadamard.operators import Coils, Fourier, LinearOperator, Masked, operator_norm
 from hadamard.proximal import soft
 from hadamard.results import Solution, warn_short
 from hadamard.spectral.fft import ifft_centred

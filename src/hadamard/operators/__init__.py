@@ -2,7 +2,8 @@
 
 from hadamard.operators.base import LinearOperator, operator_norm, stack
 from hadamard.operators.deepinv import from_deepinv, to_deepinv
-from hadamard.operators.fourier import Fourier, Masked, NonUniformFourier
+from hadamard.operators.difference import Difference
+from hadamard.operators.fourier import Coils, Fourier, Masked, NonUniformFourier
 from hadamard.operators.gradient import with_adjoint
 from hadamard.operators.matrix import Matrix
 from hadamard.operators.radon import Radon
@@ -10,6 +11,8 @@ from hadamard.operators.separable import Separable, bicubic
 from hadamard.operators.sparse import SparseMatrix, sampled_product
 
 __all__ = [
+    "Coils",
+    "Difference",
     "Fourier",
     "LinearOperator",
     "Masked",

@@ -1,10 +1,10 @@
-"""Fourier transforms as operators: on the grid, at points off the grid, and sampled."""
+"""What a scanner measures, as operators: Fourier transforms on and off the grid, sampled, and coils."""
 
 import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Complex, Float, Real
 from torch import Tensor
 
 from hadamard.operators.base import LinearOperator
@@ -12,7 +12,7 @@ from hadamard.operators.gradient import with_adjoint
 from hadamard.spectral.fft import fft_centred, ifft_centred
 from hadamard.validation import check_range, check_tensor
 
-__all__ = ["Fourier", "Masked", "NonUniformFourier"]
+__all__ = ["Coils", "Fourier", "Masked", "NonUniformFourier"]
 
 
 class Fourier(LinearOperator):
@@ -86,6 +86,41 @@ class Masked(LinearOperator):
     def A_adjoint(self, y: Tensor) -> Tensor:
         """Apply the operator's adjoint to the measured outputs."""
         return self.op.A_adjoint(y * self.mask)
+
+
+class Coils(LinearOperator):
+    """What each coil sees of an image, (..., 1, H, W) to (..., C, H, W), or of a series, with T before H.
+
+    Parameters
+    ----------
+    sens
+        Sensitivities of shape (..., C, H, W).
+    frames
+        Number of frames T of a series; ``None``: images.
+
+    Examples
+    --------
+    >>> sens = torch.ones(3, 4, 4, dtype=torch.complex64)
+    >>> Coils(sens)(torch.ones(1, 4, 4)).shape, Coils(sens, frames=2)(torch.ones(1, 2, 4, 4)).shape
+    (torch.Size([3, 4, 4]), torch.Size([3, 2, 4, 4]))
+    """
+
+    sens: Tensor
+
+    def __init__(self, sens: Complex[Tensor, "*batch c h w"], frames: int | None = None) -> None:
+        coils, *size = check_tensor(sens, "sens", shape=(None, None, None), dtype="complex").shape[-3:]
+        size = size if frames is None else [frames, *size]
+        super().__init__((1, *size), (coils, *size))
+        self.axis = -len(self.in_shape)
+        self.register_buffer("sens", sens if frames is None else sens.unsqueeze(-3))
+
+    def A(self, x: Tensor) -> Tensor:
+        """Multiply by every coil's sensitivity."""
+        return self.check_in(x) * self.sens
+
+    def A_adjoint(self, y: Tensor) -> Tensor:
+        """Multiply by the conjugate sensitivities and sum over the coils."""
+        return (self.check_out(y) * self.sens.conj()).sum(self.axis, keepdim=True)
 
 
 class NonUniformFourier(LinearOperator):

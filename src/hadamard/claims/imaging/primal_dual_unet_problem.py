@@ -21,9 +21,8 @@ from hadamard.claims.imaging.primal_dual_unet_training import (
 )
 from hadamard.data import ct_slices, ellipses, mr_slices
 from hadamard.imaging import PrimalDualUNet, RadialMRI
-from hadamard.imaging._operators import Difference
 from hadamard.imaging._primal_dual import Term, condat_vu
-from hadamard.operators import NonUniformFourier, Radon, operator_norm
+from hadamard.operators import Difference, NonUniformFourier, Radon, operator_norm
 from hadamard.training import load_checkpoint
 
 __all__ = [
