@@ -198,7 +198,7 @@ claim = Claim(
             lambda r: r.ratio("n = 32", DENSE, OURS),
             seconds=True,
         ),
-    ],  # fmt: skip
+    ],
     plot=plot,
     agree=agree,
     rounds={"quick": 2, "full": 5},
