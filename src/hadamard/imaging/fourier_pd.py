@@ -127,8 +127,8 @@ class FourierPrimalDual(LearnedPrimalDual):
         It had six minutes of training: on bodies that it had not seen it lowers the error of the complex image against
         zero filling, but not that of the temperature (see its claim); train it longer before relying on its phase.
         It learned from slices of a person's and of monkeys' heads of 64 x 64 pixels with generated phase, heat and
-        noise (a twentieth to a sixtieth of the mean magnitude of tissue), of which a fourth to a sixteenth of k-space was
-        measured: at random and denser in the middle, or in spokes.
+        noise (a twentieth to a sixtieth of the mean magnitude of tissue), of which a fourth to a sixteenth of k-space
+        was measured: at random and denser in the middle, or in spokes.
 
         Examples
         --------

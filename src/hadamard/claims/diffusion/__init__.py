@@ -1,0 +1,1 @@
+"""Claims of the family diffusion, one file a method."""

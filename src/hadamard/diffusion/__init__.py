@@ -1,0 +1,8 @@
+"""Diffusion models: fewer operations for the samples of a network that is trained already.
+
+Everything here speaks diffusers, which is imported by whoever builds the pipeline.
+"""
+
+from hadamard.diffusion.encoder_propagation import KEY_STEPS, EncoderPropagation
+
+__all__ = ["KEY_STEPS", "EncoderPropagation"]
