@@ -4,6 +4,7 @@ from hadamard.spectral.convolution import Spectrum, convolve, convolve_backward,
 from hadamard.spectral.dct import dct, idct
 from hadamard.spectral.fft import fft_centred, frequencies, good_size, ifft_centred, radial_average
 from hadamard.spectral.haar import haar2d, ihaar2d
+from hadamard.spectral.modes import embed, irfftn_modes, resample, rfftn_modes, truncate
 from hadamard.spectral.walsh import fwht
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "convolve_backward",
     "correlate",
     "dct",
+    "embed",
     "fft_centred",
     "frequencies",
     "fwht",
@@ -20,6 +22,10 @@ __all__ = [
     "idct",
     "ifft_centred",
     "ihaar2d",
+    "irfftn_modes",
     "radial_average",
+    "resample",
+    "rfftn_modes",
     "spectrum",
+    "truncate",
 ]
