@@ -71,8 +71,10 @@ def _small(image: Tensor, size: int) -> Tensor:
     return F.interpolate(image[None, None], (size, size), mode="area")[0, 0] * inside
 
 
-def read_dicom(path: str | Path) -> Float[Tensor, "h w"]:
-    """Read a slice as floats, in Hounsfield units where it is a CT's (slope and intercept are applied).
+def read_dicom(path: str | Path) -> Float[Tensor, "*frames h w"]:
+    """Read a slice, or the frames of a file that has several, as floats.
+
+    Slope and intercept are applied: a CT's values are Hounsfield units.
 
     Raises
     ------

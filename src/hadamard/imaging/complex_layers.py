@@ -124,7 +124,7 @@ class ComplexBatchNorm2d(nn.Module):
     Examples
     --------
     >>> x = torch.randn(8, 2, 9, 9) + 3j * torch.randn(8, 2, 9, 9)
-    >>> y = ComplexBatchNorm2d(2)(x)
+    >>> y = ComplexBatchNorm2d(2)(x).detach()
     >>> round(float(y.abs().square().mean()), 3), round(abs(complex(y.square().mean())), 3)
     (1.0, 0.0)
     """
@@ -227,7 +227,7 @@ class ModReLU(nn.Module):
     --------
     >>> layer = ModReLU()
     >>> _ = nn.init.constant_(layer.threshold, -1.0)
-    >>> layer(torch.tensor([[[[3.0 + 4.0j, 0.5j, 0.0]]]])).flatten()
+    >>> layer(torch.tensor([[[[3.0 + 4.0j, 0.5j, 0.0]]]])).detach().flatten()
     tensor([2.4000+3.2000j, 0.0000+0.0000j, 0.0000+0.0000j])
     """
 
