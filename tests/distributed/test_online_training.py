@@ -211,7 +211,7 @@ def test_what_comes_again_is_dropped_even_while_both_wait_for_room(tmp_path):
         await server.close()
         return server, batches + [await server.get(2, {})]
 
-    server, batches = asyncio.run(scenario())
+    server, batches = asyncio.run(asyncio.wait_for(scenario(), 10))
     assert [batch.ids[:, 1].tolist() for batch in batches[:2]] == [[1, 0], [2, 3]]
     assert batches[2] is None
     assert server.duplicates == 4

@@ -84,10 +84,10 @@ def evidence(problem: Problem, kernels: Sequence[SpectralMixture], guess: Tensor
         )
     equation = _Equation(problem, rows)
     with torch.no_grad():
-        x = equation.newton(guess)
-    if x is None:
+        root = equation.newton(guess)
+    if root is None:
         return _nothing(problem, kernels)
-    x = x - _Solve.apply(equation.residual(x), equation.inverse(x))
+    x = root - _Solve.apply(equation.residual(root), equation.inverse(root))
     u = problem.fill(x)
     white = torch.linalg.solve_triangular(factors[0], u.reshape(len(u), -1), upper=False)
     if len(factors) == 2:
@@ -250,7 +250,7 @@ class _Solve(torch.autograd.Function):
         return inverse(r)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.inverse(gradient, adjoint=True), None
 
 
