@@ -1,7 +1,7 @@
 """Files in, arrays out, and back: what ``hadamard apply`` reads and writes.
 
-Arrays live in ``.npy``, ``.npz``, ``.h5``, NIfTI or DICOM files, pictures in whatever Pillow knows. Every failure is
-one line that names the file and what is wrong with it.
+Arrays live in ``.npy``, ``.npz``, ``.h5``, ``.mat``, NIfTI or DICOM files, pictures in whatever Pillow knows. Every
+failure is one line that names the file and what is wrong with it.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,20 @@ from hadamard.data.scans import read_dicom
 
 __all__ = ["existing", "guarded", "read_array", "read_image", "write_array", "write_image"]
 
-_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".nii", ".nii.gz", ".dcm")
+_ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii", ".nii.gz", ".dcm")
 
 
 def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
-    """Read one array from a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, NIfTI (``.nii``, ``.nii.gz``) or DICOM file.
+    """Read one array from a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, ``.mat``, NIfTI or DICOM file.
 
     Parameters
     ----------
     path
         The file; its ending says how it is read.
     key
-        Name of the array in a ``.npz`` or HDF5 file (``"group/name"`` works); may be left out where the file holds
-        only one. NIfTI and DICOM (``.dcm``) values come scaled by the header's slope and intercept.
+        Name of the array in a ``.npz``, HDF5 (``"group/name"`` works) or MATLAB file (up to version 7.2); may be left
+        out where the file holds only one. NIfTI (``.nii``, ``.nii.gz``) and DICOM (``.dcm``) values come scaled by
+        the header's slope and intercept.
 
     Returns
     -------
@@ -57,14 +58,14 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
         return guarded(path, lambda: _nifti(path))
     if ending == ".dcm":
         return guarded(path, lambda: read_dicom(path).numpy())
-    archive = _read_npz if ending == ".npz" else _read_hdf5
+    archive = {".npz": _read_npz, ".mat": _read_mat}.get(ending, _read_hdf5)
     return guarded(path, lambda: archive(path, key))
 
 
 def write_array(
     path: str | Path, arrays: np.ndarray | Mapping[str, np.ndarray], *, like: str | Path | None = None
 ) -> None:
-    """Write arrays to a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, NIfTI or DICOM file.
+    """Write arrays to a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, ``.mat``, NIfTI or DICOM file.
 
     Parameters
     ----------
@@ -93,6 +94,10 @@ def write_array(
         np.save(path, only)
     elif ending == ".npz":
         np.savez_compressed(path, **named)  # type: ignore[arg-type]
+    elif ending == ".mat":
+        from scipy.io import savemat
+
+        savemat(path, named)
     elif ending in (".h5", ".hdf5"):
         with _need("h5py", "HDF5").File(path, "w") as file:
             for name, array in named.items():
@@ -202,6 +207,13 @@ def _pick(path: Path, names: list[str], key: str | None) -> str:
 def _read_npz(path: Path, key: str | None) -> np.ndarray:
     with np.load(path, allow_pickle=False) as archive:
         return archive[_pick(path, list(archive.files), key)]
+
+
+def _read_mat(path: Path, key: str | None) -> np.ndarray:
+    from scipy.io import loadmat
+
+    arrays = {name: array for name, array in loadmat(path).items() if not name.startswith("__")}
+    return arrays[_pick(path, list(arrays), key)]
 
 
 def _read_hdf5(path: Path, key: str | None) -> np.ndarray:

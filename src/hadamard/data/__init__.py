@@ -18,11 +18,12 @@ from hadamard.data.sampling import undersampling_mask
 from hadamard.data.scans import ct_slices, mr_slices, read_dicom
 from hadamard.data.spectra import MixedScene, Spectra, leaves_and_soils, mixed_scene, smooth_spectra
 from hadamard.data.text import Characters, help_topics
+from hadamard.data.volumes import volume, volume_slices
 
 __all__ = [
     "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Ratings",
     "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits", "ellipses",
     "fashion_mnist", "fetch", "help_topics", "hyperthermia", "leaves_and_soils", "mixed_scene", "mnist",
     "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom", "smooth_spectra", "sources",
-    "undersampling_mask",
+    "undersampling_mask", "volume", "volume_slices",
 ]  # fmt: skip

@@ -3,10 +3,14 @@
 from hadamard.imaging.complex_layers import ComplexBatchNorm2d, ComplexConv2d, CReLU, ModReLU
 from hadamard.imaging.convex_networks import ICNN, PatchICNN
 from hadamard.imaging.cubes import Unmixing, unmix_cube
-from hadamard.imaging.degradations import GaussianBlur, Inpainting
+from hadamard.imaging.degradations import GaussianBlur, Inpainting, photon_noise
+from hadamard.imaging.distillation import BandPassContrastive, DirectionalDistillation
 from hadamard.imaging.dual_latent_rescaling import DualLatentRescaler, PictureAndLatent, RescalingCycle
 from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
+from hadamard.imaging.fast_fourier_conv import FastFourierConv2d, FourierUnit
 from hadamard.imaging.fourier_pd import FourierPrimalDual
+from hadamard.imaging.gloredi import GloReDistiller, GloReNet
+from hadamard.imaging.hounsfield import attenuation, hounsfield, unwindow, window
 from hadamard.imaging.image_hiding import DualLatentHider, Hidden, Revealed
 from hadamard.imaging.learned_proximal import LearnedProximal, pretrained
 from hadamard.imaging.patches import PatchAverage
@@ -23,14 +27,20 @@ from hadamard.imaging.unrolled import LearnedPrimalDual
 __all__ = [
     "ICNN",
     "RDLEDM",
+    "BandPassContrastive",
     "CReLU",
     "CineReconstruction",
     "ComplexBatchNorm2d",
     "ComplexConv2d",
+    "DirectionalDistillation",
     "DualLatentHider",
     "DualLatentRescaler",
+    "FastFourierConv2d",
     "FourierPrimalDual",
+    "FourierUnit",
     "GaussianBlur",
+    "GloReDistiller",
+    "GloReNet",
     "Hidden",
     "Inpainting",
     "LearnedPrimalDual",
@@ -51,8 +61,11 @@ __all__ = [
     "TVPrior",
     "UNet",
     "Unmixing",
+    "attenuation",
     "fcls",
+    "hounsfield",
     "noisy_bands",
+    "photon_noise",
     "pnp_admm",
     "pnp_pgd",
     "pretrained",
@@ -61,6 +74,8 @@ __all__ = [
     "rescaling_loss",
     "spa",
     "unmix_cube",
+    "unwindow",
     "upsample_sinogram",
     "vca",
+    "window",
 ]

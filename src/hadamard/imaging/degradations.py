@@ -1,4 +1,4 @@
-"""What happens to pictures on the way: blur and missing pixels, as linear operators."""
+"""What happens to pictures on the way: blur and missing pixels, as linear operators, and photons that are counted."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from hadamard.operators.base import LinearOperator
 from hadamard.validation import check_range, check_tensor
 
-__all__ = ["GaussianBlur", "Inpainting"]
+__all__ = ["GaussianBlur", "Inpainting", "photon_noise"]
 
 
 class GaussianBlur(LinearOperator):
@@ -86,6 +86,42 @@ class Inpainting(LinearOperator):
     def A_dagger(self, y: Float[Tensor, "*batch h w"]) -> Float[Tensor, "*batch h w"]:
         """Set unknown pixels to 0 (exact)."""
         return self.A(y)
+
+
+def photon_noise(
+    y: Float[Tensor, "*batch p a"], photons: float, *, generator: torch.Generator | None = None
+) -> Float[Tensor, "*batch p a"]:
+    """Measure line integrals of attenuation by counting photons, whose number is Poisson-distributed.
+
+    Parameters
+    ----------
+    y
+        Line integrals, without unit: attenuation per centimetre times centimetres.
+    photons
+        Sent out for each ray, above 0; ``photons * exp(-y)`` arrive on average.
+    generator
+        Draws them; ``None``: torch's own.
+
+    Returns
+    -------
+    Tensor
+        ``-log(counts / photons)``, where none arrived as if one had.
+
+    Raises
+    ------
+    ValueError
+        If ``y`` is not finite or ``photons`` is not positive.
+
+    Examples
+    --------
+    >>> noisy = photon_noise(torch.full((5, 4), 3.0), 1e6)
+    >>> bool((noisy - 3).abs().max() < 0.03)
+    True
+    """
+    check_tensor(y, "y", dtype="floating")
+    check_range(photons, "photons", 0, closed="neither")
+    counts = torch.poisson(photons * (-y).exp(), generator=generator)
+    return -(counts.clamp(min=1) / photons).log()
 
 
 def _blur_matrix(n: int, sigma: float) -> Float[Tensor, "n n"]:
