@@ -26,10 +26,10 @@ demo: $(SETUP)
 	$(BIN)/hadamard claims --size quick --out evidence
 
 test: $(SETUP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 test-all: $(SETUP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
 lint: $(SETUP)
 	$(BIN)/ruff check src tests docs

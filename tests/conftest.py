@@ -24,3 +24,17 @@ def _compiler(request):
 def generator():
     """A seeded generator."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One worker runs all tests that need Ray, in one session. (xdist 3.8 ignores its groups on pytest 9.2.)"""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneSession(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "ray" if nodeid.partition("::")[0].endswith("online_training.py") else nodeid
+
+    return OneSession(config, log)

@@ -28,7 +28,6 @@ training: {batch_size: 8, n_clients: 2, learning_rate: 0.01}
 """
 
 
-@pytest.mark.xdist_group("ray")
 def test_from_a_file_to_weights(tmp_path):
     (tmp_path / "decay_solver.py").write_text(SOLVER)
     (tmp_path / "config.yaml").write_text(CONFIG)

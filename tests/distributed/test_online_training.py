@@ -17,7 +17,6 @@ from tests.distributed import solvers, streams
 from tests.distributed.solvers import STEPS, simulations
 from tests.distributed.streams import Counting, Faults, counting
 
-pytestmark = pytest.mark.xdist_group("ray")
 N = 40
 
 

@@ -22,6 +22,7 @@ def attenuation(hu: Float[Tensor, "..."], water: float = WATER) -> Float[Tensor,
 
     Examples
     --------
+    >>> import torch
     >>> attenuation(torch.tensor([-1000.0, 0.0, 1000.0]))
     tensor([0.0000, 0.1920, 0.3840])
     """
@@ -34,6 +35,7 @@ def hounsfield(mu: Float[Tensor, "..."], water: float = WATER) -> Float[Tensor, 
 
     Examples
     --------
+    >>> import torch
     >>> hounsfield(torch.tensor([0.0, 0.192]))
     tensor([-1000.,     0.])
     """
@@ -53,6 +55,7 @@ def window(hu: Float[Tensor, "..."], centre: float = 500.0, width: float = 3000.
 
     Examples
     --------
+    >>> import torch
     >>> window(torch.tensor([-1000.0, 500.0, 2000.0]))
     tensor([0.0000, 0.5000, 1.0000])
     """
@@ -65,6 +68,7 @@ def unwindow(x: Float[Tensor, "..."], centre: float = 500.0, width: float = 3000
 
     Examples
     --------
+    >>> import torch
     >>> unwindow(torch.tensor([0.5]), centre=40.0, width=400.0)
     tensor([40.])
     """

@@ -13,6 +13,7 @@ import torch
 import typer
 
 from hadamard.distributed import FIFO, FIRO, OnlineTrainer, Program, Progress, Reservoir
+from hadamard.distributed.cluster import require_ray
 from hadamard.validation import check_option
 
 __all__ = ["apply"]
@@ -48,7 +49,7 @@ def apply(
     training = _section(settings, "training", _TRAINING | {"learning_rate"})
     rate = float(training.pop("learning_rate", 1e-3))
     modules = [str(here), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(modules)  # the solver's module is imported in other processes too
+    os.environ["PYTHONPATH"] = os.pathsep.join(modules)  # what the files import is found in other processes too
     solver = settings["solver"]
     trainer = OnlineTrainer(
         _function(settings["model"], "model", here)(),
@@ -130,7 +131,7 @@ def _section(settings: Mapping[str, Any], name: str, known: set[str]) -> dict[st
 
 
 def _function(where: Any, name: str, folder: Path) -> Callable[..., Any]:
-    """A function by FILE.py:NAME; the file is imported under its own name, so that other processes can do so too."""
+    """A function by FILE.py:NAME."""
     file, _, function = str(where).partition(":")
     path = folder / file
     if not function or path.suffix != ".py":
@@ -144,6 +145,7 @@ def _function(where: Any, name: str, folder: Path) -> Callable[..., Any]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[path.stem] = module
         spec.loader.exec_module(module)
+        require_ray().cloudpickle.register_pickle_by_value(module)  # other processes may not find the file
     if not callable(getattr(sys.modules[path.stem], function, None)):
         raise ValueError(f"{name}: {path.name} has no function {function}")
     return getattr(sys.modules[path.stem], function)
