@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hadamard.imaging._abundances import descend
+from hadamard.lowrank import gram
 from hadamard.validation import check_range, check_tensor
 
 __all__ = ["fcls", "noisy_bands", "spa", "vca"]
@@ -206,4 +207,4 @@ def _directions(X: Tensor, count: int) -> Tensor:
     """Leading right singular vectors, shape (bands, count), from the smaller of the two Gram matrices."""
     if X.shape[0] < X.shape[1]:
         return torch.linalg.svd(X, full_matrices=False).Vh[:count].mT
-    return torch.linalg.eigh((X.mT @ X).double()).eigenvectors[:, -count:].flip(1).to(X.dtype)
+    return torch.linalg.eigh(gram(X.mT)).eigenvectors[:, -count:].flip(1).to(X.dtype)

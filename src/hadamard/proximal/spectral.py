@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Inexact, Real
 from torch import Tensor
 
+from hadamard.lowrank import gram
 from hadamard.proximal.base import indicator
 from hadamard.validation import check_option, check_range, check_tensor
 
@@ -253,8 +254,7 @@ class _SpectralMap(torch.autograd.Function):
     def forward(ctx: Any, M: Tensor, t: Tensor | None, via: str) -> Tensor:
         wide = M.shape[-1] > M.shape[-2]
         if via == "gram":
-            Z = M.to(torch.complex128 if M.is_complex() else torch.float64)
-            squares, short = torch.linalg.eigh(Z @ Z.mH if wide else Z.mH @ Z)
+            squares, short = torch.linalg.eigh(gram(M if wide else M.mH))
             s, long = squares.clamp(min=0).sqrt(), M
         else:
             U, s, Vh = torch.linalg.svd(M, full_matrices=False)
