@@ -3,6 +3,7 @@
 Everything here speaks diffusers, which is imported by whoever builds the pipeline.
 """
 
-from hadamard.diffusion.encoder_propagation import KEY_STEPS, EncoderPropagation
+from hadamard.diffusion.encoder_propagation import EncoderPropagation
 
-__all__ = ["KEY_STEPS", "EncoderPropagation"]
+
+__all__ = ["EncoderPropagation"]

@@ -29,6 +29,7 @@ class DirectionalDistillation(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> g = torch.rand(2, 3, 4, 4)
     >>> float(DirectionalDistillation()(2 * g, g).abs() < 1e-6)
     1.0
@@ -76,6 +77,7 @@ class BandPassContrastive(nn.Module):
 
     Examples
     --------
+    >>> import torch
     >>> loss = BandPassContrastive(bank=2)
     >>> g = torch.rand(2, 3, 8, 8)
     >>> float(loss(g, g)), len(loss.memory), float(loss(g, g)) > 0

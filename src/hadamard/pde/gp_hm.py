@@ -183,6 +183,10 @@ def gp_hm(
     On two axes the evidence of a reaction, of mixed derivatives and of coefficients that vary across axes is that of
     their mean; the solution is not affected.
 
+    ``residual`` and ``converged`` speak of the collocation points alone, where any kernels satisfy the equation: a
+    search that ends in a poor local optimum gives a wrong solution that has converged. Compare ``extras["evidence"]``
+    over ``n_starts`` and kernels, and solve on a second grid. Advection in particular has needed three starts.
+
     Do not use it where the solution is smooth and the domain a box: Chebyshev's method is exact and faster. Nor for
     shocks, for domains other than boxes, or with fewer than about two points a wavelength.
 

@@ -29,7 +29,7 @@ def problem(
     second: dict[tuple[int, ...], float] = {(2,): 1.0}
     mid = top / 5
     cases: dict[str, Any] = {
-        SINE: Equation((n[0],), turn, second, lambda x: sin(k * x), lambda x: -k * k * sin(k * x), **budget),
+        SINE: Equation((n[0],), turn, second, lambda x: sin(k * x), lambda x: -k * k * sin(k * x), starts=1, **budget),
         SUM: Equation(
             (n[1],), turn, second, lambda x: sin(x) + 0.1 * sin(mid * x) + 0.05 * cos(top * x),
             lambda x: -sin(x) - 0.1 * mid**2 * sin(mid * x) - 0.05 * top**2 * cos(top * x), **budget,
