@@ -5,5 +5,4 @@ Everything here speaks diffusers, which is imported by whoever builds the pipeli
 
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
 
-
 __all__ = ["EncoderPropagation"]
