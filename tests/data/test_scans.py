@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hadamard.data import ct_slices, ellipses, mr_slices, read_dicom
+from hadamard.data import available, ct_slices, ellipses, mr_slices, read_dicom, volume, volume_slices
 
 
 def test_slices_are_of_water_air_and_bone():
@@ -48,3 +48,25 @@ def test_bad_input(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(ImportError, match=r"^DICOM files need pydicom: pip install 'hadamard\[imaging\]'$"):
         read_dicom("slice.dcm")
+
+
+@pytest.mark.parametrize(("name", "least"), [("mni152", 100), ("colin27", 100), ("head_ct", 90)])
+def test_heads_cut_into_slices(name, least):
+    if not available({"colin27": "heads"}.get(name, name)):
+        pytest.skip(f"{name} is not in the cache")
+    slices = volume_slices(name, 32)
+    assert len(slices) >= least
+    assert slices.shape[1:] == (32, 32)
+    assert slices.min() == 0
+    assert slices.max() <= (2.5 if name == "head_ct" else 1)
+    assert (slices[:, 0, 0] == 0).all()
+    if name == "head_ct":
+        assert ((slices > 0.9) & (slices < 1.2)).float().mean() > 0.1  # soft tissue
+
+
+@pytest.mark.bad_input
+def test_bad_volumes():
+    with pytest.raises(ValueError, match="name must be one of 'mni152', 'colin27', 'head_ct', got 'foot'"):
+        volume("foot")
+    with pytest.raises(ValueError, match="axis must be >= 0 and <= 2, got 3"):
+        volume_slices("mni152", axis=3)

@@ -184,9 +184,9 @@ claim = Claim(
     statement=(
         "A network of Fourier convolutions cleans images of 8, 16 and 32 views of a fan. Its representation sees the "
         "whole image after one block. It is compared with filtered back-projection, FBPConvNet, 3x3 convolutions of as "
-        "many parameters, itself without distillation, and total variation, on people held out of the training: five "
-        "single slices, at size full two volumes of two more. After ten minutes' training of all, the U-Net and, by "
-        "far, total variation are better, and at 32 views filtered back-projection too."
+        "many parameters, itself without distillation, and total variation, on people held out of the training: one "
+        "slice each of five, at size full volumes and slices of eleven. After ten minutes' training of all, the U-Net "
+        "and, by far, total variation are better, and at 32 views filtered back-projection too."
     ),
     paper_figure=(
         "On DeepLesion and AAPM-Mayo it is ahead of DDNet, FBPConvNet, DuDoNet and DuDoTrans in PSNR and SSIM at 18, "

@@ -20,33 +20,13 @@ from hadamard.claims.imaging.gloredi_training import (
 )
 from hadamard.claims.imaging.primal_dual_unet_problem import Case as Scan
 from hadamard.claims.imaging.primal_dual_unet_problem import total_variation as _total_variation
-from hadamard.data import ct_slices, ellipses, mr_slices, volume_slices
+from hadamard.data import ct_slices, ellipses, mr_slices, mr_volumes, volume_slices
 from hadamard.imaging import DirectionalDistillation, GloReDistiller, GloReNet
 from hadamard.training import load_checkpoint
 
-__all__ = [
-    "CEILING",
-    "CNN",
-    "FBP",
-    "OURS",
-    "POST",
-    "REACH",
-    "SEEDS",
-    "STUDENT",
-    "TV",
-    "Case",
-    "cosine",
-    "coverage",
-    "encode",
-    "network",
-    "problem",
-    "project",
-    "psnr",
-    "ssim",
-    "total_variation",
-    "tune",
-    "views_name",
-]
+__all__ = ["CEILING", "CNN", "FBP", "OURS", "POST", "REACH", "SEEDS", "STUDENT", "TV", "Case", "cosine", "coverage",
+           "encode", "network", "problem", "project", "psnr", "ssim", "total_variation", "tune",
+           "views_name"]  # fmt: skip
 
 OURS, STUDENT, CNN, POST = "GloReDi", "the same, not distilled", "3x3 convolutions", "FBPConvNet"
 FBP, TV, TEACHER = "FBP", "total variation", "teacher"
@@ -86,10 +66,11 @@ def problem(seed: int, volumes: bool, encoder: list[int], retrain: int) -> dict[
         for name, file in SHIPPED.items()
     }
     slices = {f"{name} (CT)": image[None] for name, image in ct_slices(SIZE).items()}
-    slices |= {f"{name} (MR)": image[None] for name, image in mr_slices(SIZE).items()}
     if volumes:
         slices |= {"head, volume (CT)": volume_slices("head_ct", SIZE, step=4)}
-        slices |= {"head, volume (MR)": volume_slices("head_mr", SIZE)}
+        slices |= {f"{name} (MR)": _inside(images) for name, images in mr_volumes("test", SIZE).items()}
+    else:
+        slices |= {f"{name} (MR)": image[None] for name, image in mr_slices(SIZE).items()}
     x = torch.cat(list(slices.values()))[:, None] / 3
     people = tuple(name for name, images in slices.items() for _ in images)
     cases = {views_name(v): _case(x, v, people, nets, 1000 + seed) for v in VIEWS}
@@ -100,6 +81,12 @@ def problem(seed: int, volumes: bool, encoder: list[int], retrain: int) -> dict[
     cases[CEILING] = Case(x, people=people, start=x, nets=nets)
     cases[REACH] = Case(x[:1])
     return cases | {f"encoder, {n} x {n}": Case(torch.rand(1, 1, n, n), nets=nets) for n in encoder}
+
+
+def _inside(slices: Tensor) -> Tensor:
+    """The inscribed circle, which is what a scan sees."""
+    line = (torch.arange(SIZE) - (SIZE - 1) / 2) * (2 / SIZE)
+    return slices * (line**2 + line[:, None] ** 2 <= 1)
 
 
 def _case(x: Tensor, views: int, people: tuple[str, ...], nets: Mapping[str, nn.Module], seed: int) -> Case:
