@@ -2,7 +2,6 @@
 
 import copy
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hadamard.claims import torchvision_shim
+from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.data import fashion_mnist
-from hadamard.training import fit, load_checkpoint, save_checkpoint
+from hadamard.training import load_checkpoint
 
 torchvision_shim.install()
 from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
@@ -58,44 +58,39 @@ def clothes(split: str) -> tuple[Float[Tensor, "n 1 16 16"], Tensor]:
 
 
 def train_network(
-    command: str, size: str, out: str | Path | None, resume: bool, *, seed: int = 0, progress: bool = True
-) -> Path:
+    key: str, size: str, out: str | Path | None, resume: bool, *, seed: int = 0, progress: bool = True
+) -> list[Path]:
     """Train it on the noise and write the running average of its weights, in half precision, with its provenance."""
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
     if size not in STEPS:
         raise ValueError(f"size must be one of {', '.join(map(repr, STEPS))}, got {size!r}")
-    state = folder / f".{NAME}-{size}-{seed}.state"
-    if not resume:
-        state.unlink(missing_ok=True)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        module = _Averaged(network())
-    optimizer = torch.optim.AdamW(module.net.parameters(), lr=_RATE, fused=True)
-    losses = fit(
-        module,
-        _loss,
-        _draw,
-        steps=STEPS[size],
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=STEPS[size] + 1, pct_start=0.05),
-        after_step=lambda: module.average.update_parameters(module.net),
-        generator=torch.Generator().manual_seed(seed),
-        state=state,
-        progress=NAME if progress else "",
-    )
-    windows = losses[: len(losses) // 10 * 10].reshape(10, -1).mean(1)
-    account = {
-        "command": command,
-        "data": "Fashion-MNIST, 60,000 pictures averaged down to 16 x 16, with their classes (one in ten hidden)",
-        "seed": str(seed),
-        "steps": f"{STEPS[size]} of {_BATCH} pictures, AdamW {_RATE:g}, average of decay {_DECAY:g}",
-        "losses": "mean squared error of the noise, by tenths: " + " ".join(f"{v:.4f}" for v in windows),
-    }
-    net = module.average.module.half()
-    account["quality"] = _quality(copy.deepcopy(net).float().eval(), 1000 if size == "full" else 50)
-    path = save_checkpoint(folder / f"{NAME}.safetensors", net, account)
-    state.unlink(missing_ok=True)
-    return path
+    with shipping(key, size, out, resume, seed=seed) as shelf:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            module = _Averaged(network())
+        losses = one_cycle(
+            module,
+            _loss,
+            _draw,
+            steps=STEPS[size],
+            rate=_RATE,
+            seed=seed,
+            optimizer=torch.optim.AdamW(module.net.parameters(), lr=_RATE, fused=True),
+            rise=0.05,
+            state=shelf.state(NAME),
+            progress=NAME if progress else "",
+            after_step=lambda: module.average.update_parameters(module.net),
+        )
+        net = module.average.module.half()
+        tenths = losses[: len(losses) // 10 * 10].reshape(10, -1).mean(1)
+        shelf.write(
+            NAME,
+            net,
+            data="Fashion-MNIST, 60,000 pictures averaged down to 16 x 16, with their classes (one in ten hidden)",
+            steps=f"{STEPS[size]} of {_BATCH} pictures, AdamW {_RATE:g}, average of decay {_DECAY:g}",
+            losses="mean squared error of the noise, by tenths: " + " ".join(f"{v:.4f}" for v in tenths),
+            quality=_quality(copy.deepcopy(net).float().eval(), 1000 if size == "full" else 50),
+        )
+    return shelf.paths
 
 
 def trained() -> UNet2DModel:

@@ -32,7 +32,7 @@ _BLOCKS = ("CrossAttn",) * 3 + ("",)
 
 def train(size: str = "full", out: str | Path | None = None, resume: bool = True) -> list[Path]:
     """Train the model that the claims of this family share."""
-    return [clothes.train_network(f"hadamard train encoder_propagation --size {size}", size, out, resume)]
+    return clothes.train_network("encoder_propagation", size, out, resume)
 
 
 @dataclass(frozen=True)

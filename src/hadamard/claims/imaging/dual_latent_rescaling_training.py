@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import torch
@@ -14,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.data import photographs
 from hadamard.imaging import DualLatentHider, DualLatentRescaler, rescaling_loss
 from hadamard.operators import bicubic
 from hadamard.spectral import haar2d
-from hadamard.training import fit, save_checkpoint
 from hadamard.validation import check_option
 
 __all__ = ["NETWORKS", "SEEDS", "Network", "Upscaler", "colour_photographs", "enlarge", "train"]
@@ -137,27 +135,15 @@ def train(
         The files.
     """
     check_option(size, "size", ("quick", "full"))
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
-    states, paths = folder / f".{_NAME}-{size}-{seed}", []
-    if not resume:
-        rmtree(states, ignore_errors=True)
-    for name, network in NETWORKS.items():
-        if size not in network.steps:
-            continue
-        own = seed + network.seed
-        module = _train_one(
-            network, network.steps[size], own, states / f"{name}.state", device, name if progress else ""
-        )
-        account = {
-            "command": f"hadamard train {_NAME} --size {size}" + (f" --device {device}" if device != "cpu" else ""),
-            "data": "hadamard.data.photographs('train'), crops of "
-            f"{_side(network)} x {_side(network)}, turned and mirrored",
-            "seed": str(own),
-            "steps": str(network.steps[size]),
-        }
-        paths.append(save_checkpoint(folder / f"{name}.safetensors", module, account))
-    rmtree(states, ignore_errors=True)
-    return paths
+    with shipping(_NAME, size, out, resume, seed=seed, device=device) as shelf:
+        for name, network in NETWORKS.items():
+            if size not in network.steps:
+                continue
+            own, steps, side = seed + network.seed, network.steps[size], _side(network)
+            module = _train_one(network, steps, own, shelf.state(name), device, name if progress else "")
+            data = f"hadamard.data.photographs('train'), crops of {side} x {side}, turned and mirrored"
+            shelf.write(name, module, data=data, seed=str(own), steps=str(steps))
+    return shelf.paths
 
 
 def enlarge(small: Tensor, scale: int) -> Tensor:
@@ -190,17 +176,10 @@ def _train_one(network: Network, steps: int, seed: int, state: Path, device: str
     def draw(generator: torch.Generator) -> Tensor:
         return _crops(8 if network.task == "hide" else 4, side, generator).to(device)
 
-    fit(
-        module,
-        _loss(network, side, device),
-        draw,
-        steps=steps,
-        optimizer=optimizer,
-        scheduler=torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1),
-        generator=torch.Generator().manual_seed(seed),
-        state=state,
+    one_cycle(
+        module, _loss(network, side, device), draw, steps=steps, rate=2e-3, seed=seed, optimizer=optimizer, state=state,
         progress=progress,
-    )
+    )  # fmt: skip
     return module.cpu()
 
 

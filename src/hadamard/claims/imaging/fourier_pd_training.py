@@ -3,16 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from shutil import rmtree
 
 import torch
 from torch import Tensor, nn
 
+from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.data import acquire_kspace, hyperthermia, mr_volumes, undersampling_mask
 from hadamard.imaging import FourierPrimalDual
-from hadamard.training import fit, save_checkpoint
 
 __all__ = ["NETWORKS", "SIZE", "SNR", "Network", "noise_level", "train", "train_one"]
 
@@ -71,24 +69,14 @@ def train(
     list of Path
         The files.
     """
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
-    states, paths = folder / f".fourier_pd-{size}-{seed}", []
-    if not resume:
-        rmtree(states, ignore_errors=True)
-    for name, network in NETWORKS.items():
-        if size not in network.steps:
-            raise ValueError(f"size must be one of {', '.join(map(repr, network.steps))}, got {size!r}")
-        steps, title = network.steps[size], name if progress else ""
-        module = train_one(network, steps, seed, states / f"{name}.state", title, device)
-        account = {
-            "command": f"hadamard train fourier_pd --size {size}",
-            "data": _DATA,
-            "seed": str(seed),
-            "steps": str(steps),
-        }
-        paths.append(save_checkpoint(folder / f"{name}.safetensors", module, account))
-    rmtree(states, ignore_errors=True)
-    return paths
+    with shipping("fourier_pd", size, out, resume, seed=seed, device=device) as shelf:
+        for name, network in NETWORKS.items():
+            if size not in network.steps:
+                raise ValueError(f"size must be one of {', '.join(map(repr, network.steps))}, got {size!r}")
+            steps, title = network.steps[size], name if progress else ""
+            module = train_one(network, steps, seed, shelf.state(name), title, device)
+            shelf.write(name, module, data=_DATA, steps=str(steps))
+    return shelf.paths
 
 
 def train_one(
@@ -98,23 +86,14 @@ def train_one(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         module = network.build().to(device)
-    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1, pct_start=0.1)
 
     def loss(module: nn.Module, batch: tuple[Tensor, Tensor, Tensor], step: int) -> Tensor:
         y, mask, x = (part.to(device) for part in batch)
         return (module(y, mask) - x).abs().mean()
 
-    fit(
-        module,
-        loss,
-        _draw,
-        steps=steps,
-        optimizer=optimizer,
-        scheduler=schedule,
-        generator=torch.Generator().manual_seed(seed),
-        state=state,
-        progress=progress,
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
+    one_cycle(
+        module, loss, _draw, steps=steps, rate=3e-3, seed=seed, optimizer=optimizer, state=state, progress=progress
     )
     return module
 

@@ -4,19 +4,17 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from shutil import rmtree
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.data import ellipses, volume_slices
 from hadamard.imaging import BandPassContrastive, GloReDistiller, GloReNet, UNet, photon_noise
 from hadamard.imaging.hounsfield import WATER
 from hadamard.operators import Radon
-from hadamard.training import fit, save_checkpoint
 
 __all__ = ["NETWORKS", "PHOTONS", "SIZE", "VIEWS", "FBPConvNet", "Network", "back_project", "build", "fan", "measure",
            "train", "train_one"]  # fmt: skip
@@ -108,27 +106,20 @@ def train(
     list of Path
         The files.
     """
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
-    states, paths = folder / f".gloredi-{size}-{seed}", []
-    if not resume:
-        rmtree(states, ignore_errors=True)
-    for name, network in NETWORKS.items():
-        if size not in network.steps:
-            raise ValueError(f"size must be one of {', '.join(map(repr, network.steps))}, got {size!r}")
-        module = train_one(
-            network.build, network.steps[size], seed, distilled=network.distilled, device=device,
-            state=states / f"{name}.state", progress=name if progress else "",
-        )  # fmt: skip
-        account = {
-            "command": f"hadamard train gloredi --size {size}", "data": _DATA, "seed": str(seed),
-            "steps": str(network.steps[size]), "device": device,
-        }  # fmt: skip
-        parts: dict[str, nn.Module] = {name: module}
-        if isinstance(module, GloReDistiller):
-            parts = {name: module.student, f"{name}_teacher": module.teacher}
-        paths += [save_checkpoint(folder / f"{n}.safetensors", part.half(), account) for n, part in parts.items()]
-    rmtree(states, ignore_errors=True)
-    return paths
+    with shipping("gloredi", size, out, resume, seed=seed, device=device) as shelf:
+        for name, network in NETWORKS.items():
+            if size not in network.steps:
+                raise ValueError(f"size must be one of {', '.join(map(repr, network.steps))}, got {size!r}")
+            module = train_one(
+                network.build, network.steps[size], seed, distilled=network.distilled, device=device,
+                state=shelf.state(name), progress=name if progress else "",
+            )  # fmt: skip
+            parts: dict[str, nn.Module] = {name: module}
+            if isinstance(module, GloReDistiller):
+                parts = {name: module.student, f"{name}_teacher": module.teacher}
+            for part, net in parts.items():
+                shelf.write(part, net.half(), data=_DATA, steps=str(network.steps[size]))
+    return shelf.paths
 
 
 def train_one(
@@ -161,7 +152,6 @@ def train_one(
         distiller = GloReDistiller(network, direction=direction, contrast=contrast, band_pass=bank)
     module = (distiller or network).to(device)
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
     on_images = nn.SmoothL1Loss()
 
     def loss(module: nn.Module, batch: tuple[Tensor, int], step: int) -> Tensor:
@@ -173,9 +163,9 @@ def train_one(
         distiller.teacher_step(optimizer, more, truth)
         return distiller.student_losses(few, more, truth)["student"]
 
-    fit(
-        module, loss, lambda generator: _draw(generator, (pool or _pool)()), steps=steps, optimizer=optimizer,
-        scheduler=schedule, generator=torch.Generator().manual_seed(seed), state=state, progress=progress,
+    one_cycle(
+        module, loss, lambda generator: _draw(generator, (pool or _pool)()), steps=steps, rate=rate, seed=seed,
+        optimizer=optimizer, state=state, progress=progress,
     )  # fmt: skip
     return module.cpu()
 

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from shutil import rmtree
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hadamard.claims.shipping import shipping
 from hadamard.data import photographs
 from hadamard.imaging import ICNN, LearnedProximal, PatchICNN, ProximalMatchingSchedule
-from hadamard.training import fit, save_checkpoint
+from hadamard.training import fit
 
 __all__ = ["ATOMS", "NETWORKS", "Network", "PlainDenoiser", "train"]
 
@@ -129,25 +128,14 @@ def train(
     """
     if size not in _STEPS:
         raise ValueError(f"size must be one of 'quick', 'full', got {size!r}")
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
-    states, paths = folder / f".learned_proximal-{size}-{seed}", []
-    if not resume:
-        rmtree(states, ignore_errors=True)
-    for name, network in NETWORKS.items():
-        if network.data not in data:
-            continue
-        state = states / f"{name}.state"
-        module = _train_one(network, _STEPS[size][network.data], seed, state, name if progress else "")
-        account = {
-            "command": f"hadamard train learned_proximal --size {size}",
-            "data": _DATA[network.data],
-            "seed": str(seed),
-            "loss": network.loss,
-            "steps": str(_STEPS[size][network.data]),
-        }
-        paths.append(save_checkpoint(folder / f"{name}.safetensors", module, account))
-    rmtree(states, ignore_errors=True)
-    return paths
+    with shipping("learned_proximal", size, out, resume, seed=seed) as shelf:
+        for name, network in NETWORKS.items():
+            if network.data not in data:
+                continue
+            steps = _STEPS[size][network.data]
+            module = _train_one(network, steps, seed, shelf.state(name), name if progress else "")
+            shelf.write(name, module, data=_DATA[network.data], loss=network.loss, steps=str(steps))
+    return shelf.paths
 
 
 def _train_one(network: Network, steps: int, seed: int, state: Path, progress: str) -> nn.Module:

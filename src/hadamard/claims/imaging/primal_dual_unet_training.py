@@ -4,19 +4,17 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from shutil import rmtree
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.data import ellipses, photographs
 from hadamard.imaging import PrimalDualUNet, UNet
 from hadamard.operators import LinearOperator, Radon
-from hadamard.training import fit, save_checkpoint
 
 __all__ = ["FULL", "NETWORKS", "SPARSITIES", "FBPUNet", "Network", "scan", "train"]
 
@@ -96,23 +94,14 @@ def train(
     list of Path
         The files.
     """
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
-    states, paths = folder / f".primal_dual_unet-{size}-{seed}", []
-    if not resume:
-        rmtree(states, ignore_errors=True)
-    for name, network in NETWORKS.items():
-        if size not in network.steps:
-            raise ValueError(f"size must be one of {', '.join(map(repr, network.steps))}, got {size!r}")
-        module = train_one(network, network.steps[size], seed, states / f"{name}.state", name if progress else "")
-        account = {
-            "command": f"hadamard train primal_dual_unet --size {size}",
-            "data": _DATA,
-            "seed": str(seed),
-            "steps": str(network.steps[size]),
-        }
-        paths.append(save_checkpoint(folder / f"{name}.safetensors", module, account))
-    rmtree(states, ignore_errors=True)
-    return paths
+    with shipping("primal_dual_unet", size, out, resume, seed=seed) as shelf:
+        for name, network in NETWORKS.items():
+            if size not in network.steps:
+                raise ValueError(f"size must be one of {', '.join(map(repr, network.steps))}, got {size!r}")
+            steps = network.steps[size]
+            module = train_one(network, steps, seed, shelf.state(name), name if progress else "")
+            shelf.write(name, module, data=_DATA, steps=str(steps))
+    return shelf.paths
 
 
 def train_one(network: Network, steps: int, seed: int, state: Path | None, progress: str) -> nn.Module:
@@ -120,16 +109,13 @@ def train_one(network: Network, steps: int, seed: int, state: Path | None, progr
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         module = network.build()
-    optimizer = torch.optim.Adam(module.parameters(), lr=2e-3, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1, pct_start=0.1)
-    fit(
+    one_cycle(
         module,
         lambda module, batch, step: (module(batch[0], batch[1]) - batch[2]).abs().mean(),
         _draw,
         steps=steps,
-        optimizer=optimizer,
-        scheduler=schedule,
-        generator=torch.Generator().manual_seed(seed),
+        rate=2e-3,
+        seed=seed,
         state=state,
         progress=progress,
     )

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
-from shutil import rmtree
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.pde import (
     T1,
     NavierStokes2D,
@@ -21,7 +19,6 @@ from hadamard.pde import (
     diagonal_forcing,
     gaussian_field,
 )
-from hadamard.training import fit, save_checkpoint
 
 __all__ = ["FNO", "NETWORKS", "TASKS", "build", "data", "relative_error", "step_loss", "train", "train_one"]
 
@@ -131,11 +128,9 @@ def train_one(
     if isinstance(module, T1):
         module.output = "coefficients"
     optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1, pct_start=0.1)
-    fit(
-        module, step_loss, draw, steps=steps, optimizer=optimizer, scheduler=schedule,
-        generator=torch.Generator().manual_seed(seed), state=state, progress=progress,
-    )  # fmt: skip
+    one_cycle(
+        module, step_loss, draw, steps=steps, rate=rate, seed=seed, optimizer=optimizer, state=state, progress=progress
+    )
     if isinstance(module, T1):
         module.output = "space"
     return module
@@ -168,23 +163,18 @@ def train(
     """
     if size not in ("full", "quick"):
         raise ValueError(f"size must be one of 'quick', 'full', got {size!r}")
-    folder = Path(out) if out is not None else Path(str(files("hadamard.checkpoints")))
-    states, paths = folder / f".transform_once-{size}-{seed}", []
-    if not resume:
-        rmtree(states, ignore_errors=True)
-    for name, network in NETWORKS.items():
-        steps = network.steps if size == "full" else network.steps // 10
-        tried: list[tuple[float, float, nn.Module]] = []
-        for rate in RATES:
-            title = f"{name}, rate {rate}" if progress else ""
-            module = train_one(network, steps, seed, rate, states / f"{name}-{rate}.state", title)
-            tried.append((float(relative_error(module, *data(network.task, 100, seed + 2)).mean()), rate, module))
-        error, rate, module = min(tried, key=lambda one: one[0])
-        account: dict[str, Any] = {
-            "command": f"hadamard train transform_once --size {size}",
-            "data": f"{network.samples} samples of {network.task}, {SIZE} x {SIZE}, made by hadamard.pde",
-            "seed": str(seed), "steps": str(steps), "rate": str(rate), "validation error": f"{error:.4f}",
-        }  # fmt: skip
-        paths.append(save_checkpoint(folder / f"{name}.safetensors", module, account))
-    rmtree(states, ignore_errors=True)
-    return paths
+    with shipping("transform_once", size, out, resume, seed=seed) as shelf:
+        for name, network in NETWORKS.items():
+            steps = network.steps if size == "full" else network.steps // 10
+            tried: list[tuple[float, float, nn.Module]] = []
+            for rate in RATES:
+                title = f"{name}, rate {rate}" if progress else ""
+                module = train_one(network, steps, seed, rate, shelf.state(f"{name}-{rate}"), title)
+                tried.append((float(relative_error(module, *data(network.task, 100, seed + 2)).mean()), rate, module))
+            error, rate, module = min(tried, key=lambda one: one[0])
+            account = {
+                "data": f"{network.samples} samples of {network.task}, {SIZE} x {SIZE}, made by hadamard.pde",
+                "steps": str(steps), "rate": str(rate), "validation error": f"{error:.4f}",
+            }  # fmt: skip
+            shelf.write(name, module, **account)
+    return shelf.paths
