@@ -20,7 +20,6 @@ References
    Ensemble Runs", SC 2023, arXiv:2309.16743.
 """
 
-import copy
 from abc import ABC, abstractmethod
 from collections import deque
 from random import Random
@@ -107,8 +106,7 @@ class Buffer(ABC):
 
     def fresh(self, rank: int) -> "Buffer":
         """Return an empty buffer of the same kind, with draws of its own, for one of several ranks."""
-        other = copy.deepcopy(self)
-        other.__init__(**self._arguments())  # type: ignore[misc]
+        other = type(self)(**self._arguments())
         other._random = Random(f"{self.random_state} {rank}")
         return other
 
@@ -119,7 +117,27 @@ class Buffer(ABC):
         return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._arguments().items())})"
 
 
-class FIFO(Buffer):
+class _Once(Buffer):
+    """A buffer out of which every sample comes once."""
+
+    _samples: deque[Any] | list[Any]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def unseen(self) -> int:
+        """Samples held, none of which has come out."""
+        return len(self)
+
+    def _add(self, sample: Any) -> bool:
+        if len(self) == self.capacity:
+            return False
+        self._samples.append(sample)
+        return True
+
+
+class FIFO(_Once):
     """First in, first out: every sample once, in the order of arrival.
 
     Parameters
@@ -142,25 +160,11 @@ class FIFO(Buffer):
         super().__init__(capacity, random_state=random_state)
         self._samples: deque[Any] = deque()
 
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def unseen(self) -> int:
-        """Samples held, none of which has come out."""
-        return len(self)
-
-    def _add(self, sample: Any) -> bool:
-        if len(self) == self.capacity:
-            return False
-        self._samples.append(sample)
-        return True
-
     def _take(self, n: int) -> list[Any] | None:
         return [self._samples.popleft() for _ in range(n)] if len(self) >= n else None
 
 
-class FIRO(Buffer):
+class FIRO(_Once):
     """First in, random out: every sample once, mixed with those that are kept back.
 
     Parameters
@@ -188,20 +192,6 @@ class FIRO(Buffer):
         super().__init__(capacity, random_state=random_state)
         self.threshold = _check_range(threshold, "threshold", 0, capacity, closed="left", integer=True)
         self._samples: list[Any] = []
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    @property
-    def unseen(self) -> int:
-        """Samples held, none of which has come out."""
-        return len(self)
-
-    def _add(self, sample: Any) -> bool:
-        if len(self) == self.capacity:
-            return False
-        self._samples.append(sample)
-        return True
 
     def _take(self, n: int) -> list[Any] | None:
         if len(self) < n + (0 if self.closed else self.threshold):

@@ -50,7 +50,8 @@ class Trainer:
 
         self.ray, self.rank, self.world_size, self.folder = ray, rank, world_size, folder
         self.task, self.buffer = task, buffer
-        self.steps, self.losses, self.trained = 0, [], 0  # type: ignore[var-annotated]
+        self.steps = self.trained = 0
+        self.losses: list[float] = []
 
     def ping(self) -> int:
         """Return the process id."""

@@ -49,14 +49,14 @@ def gram(X: Inexact[Tensor, "*batch m n"], Y: Inexact[Tensor, "*batch k n"] | No
     check_tensor(X, "X", shape=(None, None), finite=False)
     if Y is not None:
         check_tensor(Y, "Y", shape=(None, X.shape[-1]), finite=False)
-    total: Tensor | float = 0.0
+    total = _double(X.new_zeros(()))
     # An accelerator has no cache to stay in, and memory for larger chunks
     chunk = _CHUNK if X.device.type == "cpu" else 64 * _CHUNK
     for start in range(0, X.shape[-1], chunk):
         left = _double(X[..., start : start + chunk])
         right = left if Y is None else _double(Y[..., start : start + chunk])
         total = total + left @ right.mH
-    return total  # type: ignore[return-value]
+    return total
 
 
 def combine(coefficients: Inexact[Tensor, "*k m"], X: Inexact[Tensor, "m n"]) -> Inexact[Tensor, "*k n"]:

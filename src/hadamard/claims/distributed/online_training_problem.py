@@ -157,7 +157,8 @@ def offline(case: Stream) -> dict[str, Any]:
     """Epochs over as many time steps as the buffer holds, shuffled by torch's DataLoader."""
     fixed = [pair for p in draw(case.capacity // STEPS, 100 + case.seed) for pair in samples(p)]
     generator = torch.Generator().manual_seed(case.seed)
-    loader = torch.utils.data.DataLoader(fixed, BATCH, shuffle=True, collate_fn=list, generator=generator)  # type: ignore[arg-type, var-annotated]
+    data: Any = fixed  # a list serves as a data set
+    loader: Any = torch.utils.data.DataLoader(data, BATCH, shuffle=True, collate_fn=list, generator=generator)
     return case.train(batch for _ in cycle([0]) for batch in loader)
 
 
