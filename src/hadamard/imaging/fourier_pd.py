@@ -168,6 +168,8 @@ class FourierPrimalDual(LearnedPrimalDual):
         if mask is not None and not isinstance(mask, Tensor):
             return self._with_physics(y, mask)
         check_tensor(y, "y", ndim=4, dtype="complex")
+        if self.data_consistency and mask is None:
+            raise ValueError("mask must be given for data_consistency")
         if mask is not None:
             y = y * _checked(mask, y)
         batch, coils, height, width = y.shape
@@ -179,13 +181,10 @@ class FourierPrimalDual(LearnedPrimalDual):
         image = super().forward(single / scale, physics) * scale
         if not self.complex_primal:
             image = image * torch.sgn(start)
-        if self.data_consistency:
-            if mask is None:
-                raise ValueError("mask must be given for data_consistency")
-            measured = mask.to(y.real.dtype)
-            image = image.reshape(y.shape)
-            image = image + fourier.A_adjoint((y - fourier.A(image)) * measured)
-        return image.reshape(y.shape)
+        image = image.reshape(y.shape)
+        if self.data_consistency and mask is not None:
+            image = image + fourier.A_adjoint((y - fourier.A(image)) * mask)
+        return image
 
     def _with_physics(self, y: Tensor, physics: nn.Module) -> Tensor:
         """Two real channels in and out, with the mask of a physics such as deepinv's MRI."""

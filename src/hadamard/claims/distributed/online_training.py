@@ -98,14 +98,15 @@ claim = Claim(
             lambda r: 100 * (_error(r, FIRO) / _error(r, FIFO) - 1)),
         Bar("Error with the reservoir against that with FIFO", "card, claim 2", _C2, "<=", 0.8,
             lambda r: _error(r, OURS) / _error(r, FIFO),
-            why="It fails after the 1200 updates of size quick and holds after the 8000 of size full."),
+            why="It fails after the 1200 updates of size quick and holds after the 8000 of size full; the cause is not "
+            "known."),
         Bar("Slow solvers: updates a second with the reservoir against the better of FIFO and FIRO",
             "card, claim 3", _C3, ">=", 5.0, lambda r: r.value(SLOW, OURS, "updates a second")
             / max(r.value(SLOW, other, "updates a second") for other in (FIFO, FIRO)), seconds=True),
         Bar("Slow solvers: share of the time in which the trainer waits, in %", "card, claim 3", _C3, "<=", 10.0,
             lambda r: r.value(SLOW, OURS, "idle"), seconds=True,
-            why="Solvers, buffer and trainer share one process here, so that the time to put a batch together counts "
-            "as waiting; on Ray the next batch is made while the trainer is busy."),
+            why="Solvers, buffer and trainer share one process here, so that the time to put a batch together probably "
+            "counts as waiting (not measured by itself); on Ray the next batch is made while the trainer is busy."),
         Bar("On Ray: the most that the buffer held, as a share of its capacity", "card, claim 3", _C3, "<=", 1.0,
             lambda r: r.value(FAST, RAY, "most held")),
         Bar("On Ray: time steps that did not arrive", "issue", "none lost, none twice", "==", 0.0,
