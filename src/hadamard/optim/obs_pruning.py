@@ -65,7 +65,7 @@ def prune_obs(
         Greatest number of gradients, m; memory is that of 2 m copies of the weights.
     damp, block_size
         As in :class:`InverseFisher`. Blocks of some hundred entries make the scores less noisy where ``ngrads`` is
-        small, and cost no accuracy worth mentioning in the paper.
+        small.
     correction
         How the weights that stay change: ``"joint"``: the best change given the whole set that is removed.
         ``"independent"``: the paper's, the sum of the best changes for each removal alone, exact for one removal and
