@@ -106,8 +106,9 @@ claim = Claim(
     key="m_fac",
     statement="Products with the inverse of the damped empirical Fisher matrix of m gradients are exact to rounding "
     "and linear in the number of parameters, and a step of the optimizer forms those of the newest gradient only. On "
-    "digits the optimizer, with a damp of 0.01 or 0.001 (the paper's default of 1e-5 fails here), is as good as tuned "
-    "SGD. Pruned at once, a network keeps more accuracy than by magnitude at 80 and 90 %, and at 95 % no way does.",
+    "digits the optimizer, with a damp of 0.01 or 0.001 (the paper's default of 1e-5 fails here), comes near tuned SGD "
+    "and, over several seeds, does not pass it. Pruned at once, a network keeps more accuracy than by magnitude at 80 "
+    "and 90 %, and at 95 % no way keeps any.",
     paper_figure="Pruning: recovers or beats WoodFisher and magnitude pruning on ResNet-50 and MobileNetV1; as an "
     "optimizer best or second best beside SGD, Adam, K-FAC and GGT on CIFAR and ImageNet (abstract and figures).",
     sizes={
@@ -143,7 +144,10 @@ claim = Claim(
         Bar("256 gradients: time with all products formed again over ours", "card, claim 1", _C1, ">=", 3,
             lambda r: r.ratio("m = 256", AGAIN, OURS), seconds=True),
         Bar("digits: training loss over that of SGD with momentum", "card, claim 2", _C2, "<=", 1,
-            _over_sgd("digits", "training loss"), headline=True),
+            _over_sgd("digits", "training loss"), headline=True,
+            why="It holds after six epochs with one seed (size quick); over five seeds and ten epochs SGD with "
+            "momentum ends lower, and is 0.7 points more accurate. All were tuned on the first seed; the cause is not "
+            "known."),
         Bar("digits: points of test accuracy below SGD with momentum", "card, claim 2", _C2, "<=", 0.5,
             lambda r: r.value("digits", SGD, "test accuracy") - r.value("digits", OURS, "test accuracy")),
         Bar("digits: time of a step of training over that with SGD", "card, claim 2", _C2, "<=", 3,
