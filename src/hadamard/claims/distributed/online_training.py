@@ -49,8 +49,8 @@ def _plot(r: Results) -> list[dict[str, Any]]:
         ),
         bars(
             {RAY: {"all processes together": r.value(FAST, RAY, "share")}},
-            y="time steps a second, % of the slower of solvers and trainer alone",
-            caption="What is left of the slower side's pace when solvers, buffer and trainer run at the same time.",
+            y="% of the slower side alone",
+            caption="Time steps a second: what is left of the slower side's pace (solvers or trainer) when all run at once.",
         ),
     ]  # fmt: skip
 
