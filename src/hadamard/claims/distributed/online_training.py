@@ -50,7 +50,7 @@ def _plot(r: Results) -> list[dict[str, Any]]:
         bars(
             {RAY: {"all processes together": r.value(FAST, RAY, "share")}},
             y="% of the slower side alone",
-            caption="Time steps a second: what is left of the slower side's pace (solvers or trainer) when all run at once.",
+            caption="Time steps a second: what is left of the slower side's pace, solvers' or trainer's, when all run.",
         ),
     ]  # fmt: skip
 
