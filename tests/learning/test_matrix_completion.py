@@ -292,7 +292,7 @@ def test_ratings_file_to_predictions_file(tmp_path):
     ("text", "message"),
     [
         (None, "no such file"),
-        ("", "the header must be user,item,rating, got nothing"),
+        ("", "the file is empty"),
         ("a,b,c\n1,2,3\n", "the header must be user,item,rating, got a,b,c"),
         ("user,item,rating\n1,2,3\n1,3\n", "line 3: expected 3 columns, got 2; is the file truncated"),
         ("user,item,rating\n1,2,3\n1,2,4\n", "line 3: user 1 and item 2 stand in the file twice"),

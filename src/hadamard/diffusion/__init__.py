@@ -3,6 +3,12 @@
 Everything here speaks diffusers, which is imported by whoever builds the pipeline.
 """
 
+from hadamard.diffusion.designs import Design, design, pixart_variant, sdxl_variant
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
+from hadamard.diffusion.profile import Profile, profile
+from hadamard.diffusion.scaling_law import ScalingLaw, extrapolation_error, pareto_front
 
-__all__ = ["EncoderPropagation"]
+__all__ = [
+    "Design", "EncoderPropagation", "Profile", "ScalingLaw", "design", "extrapolation_error", "pareto_front",
+    "pixart_variant", "profile", "sdxl_variant",
+]  # fmt: skip

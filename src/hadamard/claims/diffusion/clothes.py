@@ -20,8 +20,8 @@ torchvision_shim.install()
 from diffusers import DDIMScheduler, UNet2DModel  # noqa: E402
 
 __all__ = [
-    "NAME", "NO_CLASS", "SIZE", "STEPS", "clothes", "frechet", "network", "sample", "scheduler", "train_network",
-    "trained",
+    "NAME", "NO_CLASS", "SIZE", "STEPS", "clothes", "draw", "frechet", "network", "sample", "scheduler",
+    "train_network", "trained",
 ]  # fmt: skip
 
 NAME, NO_CLASS, SIZE = "diffusion_clothes", 10, 16
@@ -70,7 +70,7 @@ def train_network(
         losses = one_cycle(
             module,
             _loss,
-            _draw,
+            lambda generator: draw(generator, _BATCH),
             steps=STEPS[size],
             rate=_RATE,
             seed=seed,
@@ -149,15 +149,12 @@ def _loss(module: Any, batch: tuple[Tensor, ...], step: int) -> Tensor:
     return F.mse_loss(module.net(noisy, timesteps, labels).sample, noise)
 
 
-def _draw(generator: torch.Generator) -> tuple[Tensor, ...]:
-    images, labels = clothes("train")
-    at = torch.randint(len(images), (_BATCH,), generator=generator)
-    noise = torch.randn(_BATCH, 1, SIZE, SIZE, generator=generator)
-    timesteps = torch.randint(1000, (_BATCH,), generator=generator)
-    hidden = torch.rand(_BATCH, generator=generator) < 0.1
-    return (
-        scheduler().add_noise(images[at], noise, timesteps),
-        noise,
-        timesteps,
-        labels[at].masked_fill(hidden, NO_CLASS),
-    )
+def draw(generator: torch.Generator, count: int, split: str = "train") -> tuple[Tensor, ...]:
+    """Noisy pictures, their noise, its timesteps and the classes, of which one in ten is hidden."""
+    images, labels = clothes(split)
+    at = torch.randint(len(images), (count,), generator=generator)
+    noise = torch.randn(count, 1, SIZE, SIZE, generator=generator)
+    timesteps = torch.randint(1000, (count,), generator=generator)
+    hidden = torch.rand(count, generator=generator) < 0.1
+    noisy = scheduler().add_noise(images[at], noise, timesteps)
+    return noisy, noise, timesteps, labels[at].masked_fill(hidden, NO_CLASS)

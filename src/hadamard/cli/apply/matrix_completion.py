@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import typer
 
+from hadamard.cli.tables import number, read_rows
 from hadamard.learning import complete
 
 __all__ = ["apply"]
@@ -63,45 +64,20 @@ def apply(
 
 def _read(path: Path, with_rating: bool) -> tuple[dict[tuple[str, str], float], list[tuple[str, str]]]:
     """Ratings by pair, and the pairs whose rating is empty or that have no such column."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     wanted = ["user", "item", "rating"] if with_rating else ["user", "item"]
     known: dict[tuple[str, str], float] = {}
     asked: dict[tuple[str, str], None] = {}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.reader(file, strict=True)
-            header = [name.strip().lower() for name in next(rows, [])]
-            if header[: len(wanted)] != wanted:
-                raise ValueError(f"{path}: the header must be {','.join(wanted)}, got {','.join(header) or 'nothing'}")
-            for row in rows:
-                if not row:
-                    continue
-                where = f"{path}, line {rows.line_num}"
-                if len(row) != len(header):
-                    raise ValueError(f"{where}: expected {len(header)} columns, got {len(row)}; is the file truncated?")
-                pair = row[0].strip(), row[1].strip()
-                if not all(pair):
-                    raise ValueError(f"{where}: user and item must not be empty")
-                if pair in known or pair in asked:
-                    raise ValueError(f"{where}: user {pair[0]} and item {pair[1]} stand in the file twice")
-                text = row[2].strip() if with_rating else ""
-                if text:
-                    known[pair] = _number(text, where)
-                else:
-                    asked[pair] = None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not a text file in UTF-8") from None
-    except csv.Error as error:
-        raise ValueError(f"{path}: is not a CSV file, or truncated ({error})") from None
+    (_, header), *rows = read_rows(path)
+    if [name.lower() for name in header[: len(wanted)]] != wanted:
+        raise ValueError(f"{path}: the header must be {','.join(wanted)}, got {','.join(header)}")
+    for where, row in rows:
+        pair = row[0], row[1]
+        if not all(pair):
+            raise ValueError(f"{where}: user and item must not be empty")
+        if pair in known or pair in asked:
+            raise ValueError(f"{where}: user {pair[0]} and item {pair[1]} stand in the file twice")
+        if with_rating and row[2]:
+            known[pair] = number(row[2], where, "rating")
+        else:
+            asked[pair] = None
     return known, list(asked)
-
-
-def _number(text: str, where: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not np.isfinite(value):
-        raise ValueError(f"{where}: rating must be a finite number, got {text!r}")
-    return value

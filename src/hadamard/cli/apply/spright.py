@@ -12,6 +12,7 @@ import typer
 from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
+from hadamard.cli.tables import number, read_rows
 from hadamard.transforms import sparse_wht
 from hadamard.validation import check_range
 
@@ -105,39 +106,19 @@ def _table(path: Path) -> tuple[Tensor, list[str]]:
 
 def _numbers(path: Path) -> tuple[list[str], np.ndarray]:
     """A CSV of finite numbers: its header, empty where it has none, and its rows."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    header: list[str] = []
-    rows: list[list[float]] = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            for row in filter(None, reader):
-                where = f"{path}, line {reader.line_num}"
-                wanted = len(header or (rows[0] if rows else row))
-                if len(row) != wanted:
-                    raise ValueError(f"{where}: expected {wanted} columns, got {len(row)}; is the file truncated?")
-                values = [_number(text) for text in row]
-                if np.isfinite(values).all():
-                    rows.append(values)
-                elif rows or header or not np.isnan(values).all():
-                    raise ValueError(f"{where}: expected finite numbers, got {','.join(row)!r}")
-                else:
-                    header = [name.strip() for name in row]
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not a text file in UTF-8") from None
-    except csv.Error as error:
-        raise ValueError(f"{path}: is not a CSV file, or truncated ({error})") from None
-    if not rows:
+    (_, first), *rest = rows = read_rows(path)
+    header = [] if any(map(_is_number, first)) else first
+    values = [[number(text, where, "a value") for text in row] for where, row in (rest if header else rows)]
+    if not values:
         raise ValueError(f"{path}: holds no values")
-    return header, np.array(rows)
+    return header, np.array(values)
 
 
-def _number(text: str) -> float:
+def _is_number(text: str) -> bool:
     try:
-        return float(text)
+        return np.isfinite(float(text)).item()
     except ValueError:
-        return float("nan")
+        return False
 
 
 def _model(path: Path, trust: list[str], allow_pickle: bool) -> Any:
