@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from hadamard.cli.tables import number, read_rows
-from hadamard.diffusion.scaling_law import ScalingLaw, extrapolation_error
+from hadamard.diffusion.diffusion_scaling import ScalingLaw, extrapolation_error
 
 __all__ = ["apply"]
 
