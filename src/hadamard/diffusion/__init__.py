@@ -4,9 +4,9 @@ Everything here speaks diffusers, which is imported by whoever builds the pipeli
 """
 
 from hadamard.diffusion.designs import Design, design, pixart_variant, sdxl_variant
+from hadamard.diffusion.diffusion_scaling import ScalingLaw, extrapolation_error, pareto_front
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
 from hadamard.diffusion.profile import Profile, profile
-from hadamard.diffusion.diffusion_scaling import ScalingLaw, extrapolation_error, pareto_front
 
 __all__ = [
     "Design", "EncoderPropagation", "Profile", "ScalingLaw", "design", "extrapolation_error", "pareto_front",
