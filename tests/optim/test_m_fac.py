@@ -358,6 +358,67 @@ def test_repeated_pruning_keeps_what_is_pruned_and_gradients_flow():
     assert (weights(net) == 0).sum() == 54  # of 72
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_gradients_of_samples_are_those_of_batches_of_one(pruned):
+    net, data = network()
+    if pruned:
+        prune_obs(net, data, nn.functional.mse_loss, 0.5)
+    parameters = list(net.parameters())
+    x, y = (torch.cat(z) for z in zip(*data))
+    batches = list(zip(x.split(16), y.split(16)))
+    one, many, before = copy.deepcopy(net), copy.deepcopy(net), net[0].weight
+    ours = loss_gradients(net, batches, nn.functional.mse_loss, parameters, 35, per_sample=True)
+    assert net[0].weight is before
+    torch.testing.assert_close(ours, loss_gradients(net, data, nn.functional.mse_loss, parameters, 35))
+    prune_obs(one, data, nn.functional.mse_loss, 0.5)
+    prune_obs(many, batches, nn.functional.mse_loss, 0.5, per_sample=True)
+    torch.testing.assert_close(weights(many), weights(one))
+    with pytest.raises(ValueError, match=r"parameters must be the model's, got another of shape \(8, 6\)"):
+        loss_gradients(net, batches, nn.functional.mse_loss, [net[0].weight.detach()], per_sample=True)
+
+
+@pytest.mark.parametrize("correction", ["joint", "independent", "none"])
+def test_rounds_are_calls_with_new_gradients(correction):
+    net, data = network()
+    at_once, again, single = (copy.deepcopy(net) for _ in range(3))
+    options = {"damp": 1e-3, "correction": correction}
+    prune_obs(at_once, data, nn.functional.mse_loss, 0.75, rounds=2, **options)
+    for _ in range(2):
+        prune_obs(again, data, nn.functional.mse_loss, 0.5, rounds=1, **options)
+    prune_obs(single, data, nn.functional.mse_loss, 0.75, rounds=1, **options)
+    assert torch.equal(weights(at_once), weights(again))
+    assert not torch.equal(weights(at_once), weights(single))
+    for amount, rounds in ((0.9, 16), (71, 5), (1, 16), (72, 3), (0.0, 4)):
+        twin = copy.deepcopy(net)
+        prune_obs(twin, data, nn.functional.mse_loss, amount, rounds=rounds)
+        assert (weights(twin) == 0).sum() == (round(amount * 72) if isinstance(amount, float) else amount)
+
+
+def test_gradients_of_some_entries():
+    net, data = network()
+    some = torch.arange(24) % 3 == 0
+    G = loss_gradients(net, data, nn.functional.mse_loss, [net[2].weight])
+    assert torch.equal(loss_gradients(net, data, nn.functional.mse_loss, [net[2].weight], entries=some), G[:, some])
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch):
+    net, data = network()
+    weight = torch.zeros(3, 4, requires_grad=True)
+    assert MFAC([weight], ngrads=5, dtype=torch.bfloat16).window_bytes == 5 * 12 * 2
+    with pytest.raises(MemoryError, match=r"ngrads is too large: 1000000000000 vectors of 12 numbers in torch.float32"):
+        MFAC([weight], ngrads=10**12)
+    monkeypatch.setattr("hadamard.optim.memory.free_bytes", lambda device: 5 * 12 * 4 - 1)
+    with pytest.raises(MemoryError, match=r"need 0.0 MiB, got 0.0 MiB free on cpu"):
+        MFAC([weight], ngrads=5)
+    MFAC([weight], ngrads=4)
+    with pytest.raises(MemoryError, match="gradients is too large: 5 vectors of 12 numbers"):
+        InverseFisher(torch.ones(5, 12))
+    with pytest.raises(MemoryError, match="ngrads is too large: 80 vectors of 24 numbers in torch.float64"):
+        loss_gradients(net, data, nn.functional.mse_loss, [net[2].weight])
+    monkeypatch.setattr("hadamard.optim.memory.free_bytes", lambda device: None)
+    MFAC([weight], ngrads=10**12)
+
+
 def test_gradients_are_those_of_the_batches():
     net, data = network()
     read = []
@@ -436,6 +497,12 @@ def test_bad_gradients_and_states_change_nothing():
             lambda net, data: prune_obs(net, data, nn.MSELoss(), 0.5, parameters=[(net[1], "weight")]),
             TypeError,
             "parameters must name floating tensors, got 'weight' of Tanh",
+        ),
+        (lambda net, data: prune_obs(net, data, nn.MSELoss(), 3, rounds=0), ValueError, "rounds must be >= 1, got 0"),
+        (
+            lambda net, data: prune_obs(net, iter(data), nn.MSELoss(), 3),
+            ValueError,
+            "loader must be one that can be read 16 times",
         ),
         (lambda net, data: cubic_amounts(1.0, 3), ValueError, "sparsity must be >= 0 and < 1, got 1.0"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hadamard.lowrank import gram, gram_cholesky
 from hadamard.operators import LinearOperator
+from hadamard.optim.memory import check_fits
 from hadamard.validation import check_range, check_tensor
 
 __all__ = ["InverseFisher"]
@@ -42,6 +43,8 @@ class InverseFisher(LinearOperator):
         If ``gradients`` is not a floating tensor.
     ValueError
         If it is not a matrix, is empty or not finite, or ``damp`` or ``block_size`` is out of range.
+    MemoryError
+        If another matrix of the size of ``gradients`` does not fit into the memory that is free.
 
     Notes
     -----
@@ -73,9 +76,11 @@ class InverseFisher(LinearOperator):
         self.damp = float(check_range(damp, "damp", 0, None, closed="neither"))
         if block_size is not None:
             check_range(block_size, "block_size", 1, integer=True)
+        stored = torch.float64 if gradients.dtype == torch.float64 else torch.float32
+        m, d = gradients.shape
+        check_fits(m, d, stored, gradients.device, "gradients")
         blocks = split_blocks(gradients.detach(), block_size)
         W, factors = [], []
-        m = len(gradients)
         for part in blocks.split(max(1, _ENTRIES // m**2)):
             L = gram_cholesky(gram(part), m * self.damp)
             columns = part.split(1 << 14, dim=-1)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hadamard.lowrank import combine, gram, gram_cholesky
+from hadamard.optim.memory import check_fits
 from hadamard.validation import check_option, check_range
 
 __all__ = ["MFAC"]
@@ -40,9 +41,11 @@ class MFAC(Optimizer):
     weight_decay
         ``weight_decay * p`` is added to the gradient, as in SGD, before it enters the window.
     ngrads
-        Gradients in the window, m; memory is that of m copies of the parameters.
+        Gradients in the window, m; memory is that of m copies of the parameters (``window_bytes``).
     damp
-        What is added to the Fisher matrix's diagonal, above 0.
+        What is added to the Fisher matrix's diagonal, above 0. Gradients whose squared norm is below ``ngrads * damp``
+        take steps like SGD's with the rate ``lr / damp``; above, the length of a step is about ``lr * ngrads / |g|``,
+        which grows as gradients fall, so that training with a very small ``damp`` does not settle.
     window
         ``"global"``: one Fisher matrix over all groups. ``"per_group"``: one for each, cross terms ignored.
     warm
@@ -64,6 +67,8 @@ class MFAC(Optimizer):
     ValueError
         If an option is out of range, there is no parameter, or a gradient is not finite; parameters and window are
         then unchanged.
+    MemoryError
+        If the windows do not fit into the memory that is free; when the optimizer is made, and nothing is allocated.
 
     Notes
     -----
@@ -113,6 +118,16 @@ class MFAC(Optimizer):
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": maximize}
         )  # fmt: skip
+        for groups in self._sharing():
+            params = [p for group in groups for p in group["params"]]
+            d = sum(p.numel() for p in params)
+            check_fits(self.ngrads, d, self.dtype or params[0].dtype, params[0].device, "ngrads")
+
+    @property
+    def window_bytes(self) -> int:
+        """Memory of all windows together, in bytes: allocated by the first step."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        return self.ngrads * sum(p.numel() * (self.dtype or p.dtype).itemsize for p in params)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with options of their own; their gradients of the past count as zero."""
@@ -150,12 +165,16 @@ class MFAC(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        windows = [self.param_groups] if self.window == "global" else [[group] for group in self.param_groups]
+        windows = self._sharing()
         newest = [self._gradient(groups) for groups in windows]
         for number, (groups, g) in enumerate(zip(windows, newest)):
             if g is not None:
                 self._step(f"window {number}", groups, g)
         return loss
+
+    def _sharing(self) -> list[list[dict[str, Any]]]:
+        """Groups by the window that they share."""
+        return [self.param_groups] if self.window == "global" else [[group] for group in self.param_groups]
 
     def _step(self, name: str, groups: list[dict[str, Any]], g: Tensor) -> None:
         """One step of the groups that share a window."""

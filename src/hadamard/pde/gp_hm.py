@@ -5,8 +5,6 @@ equation determines the solution: it is eliminated, with the algebra of the axes
 boundary values and source are most likely.
 """
 
-import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +15,10 @@ from torch import Tensor
 
 from hadamard.operators import Separable
 from hadamard.pde._collocation import Problem, evidence
-from hadamard.pde.spectral_mixture import SMOOTHNESS, SpectralMixture, mean_spacing
+from hadamard.pde._grid_equation import Given, on_grid, read_axes, read_frequencies, read_terms
+from hadamard.pde._kernel_search import DECAYS, KernelSearch
+from hadamard.pde.spectral_mixture import SpectralMixture
 from hadamard.results import Solution, warn_short
-from hadamard.solvers import minimize
 from hadamard.validation import check_option, check_range, check_tensor
 
 __all__ = ["GPSolution", "gp_hm"]
@@ -31,8 +30,7 @@ KERNELS = {
     "squared_exponential": ("gaussian", False),
 }  # envelope, and whether there are several at frequencies of their own
 ENDS = {"both": (1, -1), "low": (1, None), "high": (0, -1), "none": (0, None)}
-_DECAYS, _LENGTHS = (2.0, 4.0, 0.0), (2.0, 5.0, 12.0)  # where the search starts
-Given = float | Tensor | Callable[..., Tensor]
+_LEARNED = ("log_weights", "log_lengths", "frequencies")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +205,8 @@ def gp_hm(
     """
     dtype = check_tensor(axes[0], "axes[0]", dtype="floating").dtype if len(axes) else None
     envelope, mixed = KERNELS[check_option(kernel, "kernel", KERNELS)]
-    grid = _grid(axes)
-    orders = _orders(terms, len(grid), envelope, kernel)
+    grid = read_axes(axes)
+    orders = read_terms(terms, len(grid), envelope, kernel)
     sides = ("both",) * len(grid) if ends is None else tuple(ends)
     if len(sides) != len(grid):
         raise ValueError(f"ends must have one entry for each of the {len(grid)} axes, got {len(sides)}")
@@ -216,21 +214,21 @@ def gp_hm(
         check_option(side, "ends", ENDS)
     check_range(n_components, "n_components", 1, integer=True)
     check_range(floor, "floor", 0, 1, closed="neither")
-    check_range(n_starts, "n_starts", 1, len(_DECAYS), integer=True)
+    check_range(n_starts, "n_starts", 1, len(DECAYS), integer=True)
     check_range(tol, "tol", 0, 1, closed="neither")
     check_range(max_iter, "max_iter", 1, integer=True)
-    tops = _frequencies(max_frequency, grid)
+    tops = read_frequencies(max_frequency, grid)
     free = [torch.arange(len(x), device=x.device)[slice(*ENDS[side])] for x, side in zip(grid, sides)]
     inner = torch.meshgrid(*free, indexing="ij")
-    known = _on_grid(boundary, "boundary", grid).clone()
+    known = on_grid(boundary, "boundary", grid).clone()
     known[inner] = 0.0
-    coefficients = {a: _on_grid(c, f"terms[{key}]", grid)[inner] for key, (a, c) in zip(terms, orders)}
-    problem = Problem(grid, free, coefficients, _on_grid(source, "source", grid)[inner], known, reaction, tol)
-    at = _on_grid(guess, "guess", grid)[inner]
+    coefficients = {a: on_grid(c, f"terms[{key}]", grid)[inner] for key, (a, c) in zip(terms, orders)}
+    problem = Problem(grid, free, coefficients, on_grid(source, "source", grid)[inner], known, reaction, tol)
+    at = on_grid(guess, "guess", grid)[inner]
 
     best, steps, calls = None, 0, 0
     for start in range(n_starts):
-        search = _Search(problem, envelope, n_components if mixed else 1, mixed, tops, start, floor, at)
+        search = KernelSearch(problem, envelope, n_components if mixed else 1, mixed, tops, start, floor, at)
         found = search.run(max_iter)
         steps, calls = steps + found.iterations, calls + found.extras["evaluations"]
         if best is None or found.extras["fun"] < best[1].extras["fun"]:
@@ -252,123 +250,3 @@ def gp_hm(
         message=message,
         extras={"evidence": -float(value.detach()), "gradient": best[1].residual, "evaluations": calls},
     )
-
-
-_LEARNED = ("log_weights", "log_lengths", "frequencies")
-
-
-class _Search:
-    """The parameters of all kernels as one vector, and the search for them."""
-
-    def __init__(
-        self, problem: Problem, envelope: str, q: int, mixed: bool, tops: Sequence[float], start: int, floor: float,
-        guess: Tensor,
-    ) -> None:  # fmt: skip
-        self.problem, self.mixed, self.guess = problem, mixed, guess
-        self.start = []
-        for x, top in zip(problem.axes, tops):
-            kernel = SpectralMixture.start(x, q, envelope, top, _DECAYS[start], floor)
-            if not mixed:
-                length = x.new_full((1,), math.log(_LENGTHS[start] * mean_spacing(x)))
-                kernel = replace(kernel, log_lengths=length, frequencies=x.new_zeros(1))
-            self.start.append(kernel)
-        self.spacing = [top / max(q - 1, 1) for top in tops]
-
-    def kernels(self, vector: Tensor) -> list[SpectralMixture]:
-        """The kernels that a vector of changes stands for: frequencies in units of their spacing at the start."""
-        parts = vector.reshape(len(self.start), 3 if self.mixed else 1, -1)
-        result = []
-        for kernel, change, spacing in zip(self.start, parts, self.spacing):
-            lengths = kernel.log_lengths + change[0]
-            if not self.mixed:
-                result.append(replace(kernel, log_lengths=lengths))
-                continue
-            frequencies = kernel.frequencies + change[2] * spacing
-            result.append(
-                replace(
-                    kernel, log_weights=kernel.log_weights + change[1], log_lengths=lengths, frequencies=frequencies
-                )
-            )
-        return result
-
-    def loss(self, vector: Tensor) -> Tensor:
-        """Negative logarithm of the evidence; a solution that was found is where the next is sought."""
-        value, u, _ = evidence(self.problem, self.kernels(vector), self.guess)
-        if u.isfinite().all():
-            self.guess = u.detach()[torch.meshgrid(*self.problem.free, indexing="ij")]
-        return value
-
-    def run(self, max_iter: int) -> Solution:
-        """Search, with a floor that is raised until the start is regular."""
-        like = self.start[0].log_weights
-        vector = like.new_zeros(len(self.start) * (3 if self.mixed else 1) * len(like))
-        while True:
-            value, _, _ = evidence(self.problem, self.start, self.guess)
-            floor = self.start[0].floor
-            if value.isfinite():
-                return minimize(self.loss, vector, tol=1e-4, max_iter=max_iter, warn=False)
-            if floor > 1e-3:
-                raise ValueError(
-                    "terms, ends and boundary must give a system that can be solved, got a singular one or a diverging "
-                    f"Newton iteration up to floor={floor:.0e}"
-                )
-            self.start = [replace(k, floor=10 * floor) for k in self.start]
-
-
-def _grid(axes: Sequence[Tensor]) -> list[Tensor]:
-    """The axes in float64."""
-    if len(axes) not in (1, 2):
-        raise ValueError(f"axes must be one or two, got {len(axes)}")
-    for i, x in enumerate(axes):
-        check_tensor(x, f"axes[{i}]", ndim=1, dtype="floating")
-        if len(x) < 4:
-            raise ValueError(f"axes[{i}] must have at least 4 points, got {len(x)}")
-        if not bool((x.diff() > 0).all()):
-            raise ValueError(f"axes[{i}] must be strictly increasing")
-    return [x.detach().double() for x in axes]
-
-
-def _orders(terms: Mapping[Any, Any], d: int, envelope: str, kernel: str) -> list[tuple[tuple[int, ...], Any]]:
-    """Orders as tuples, with their coefficients."""
-    if not terms:
-        raise ValueError("terms must hold at least one derivative, got none")
-    result = []
-    for key, c in terms.items():
-        order = (key,) if isinstance(key, int) else tuple(key)
-        if len(order) != d or not all(isinstance(a, int) and a >= 0 for a in order):
-            raise ValueError(f"terms must have keys of {d} order(s) of derivative, got {key!r}")
-        if max(order) > SMOOTHNESS[envelope]:
-            raise ValueError(f"terms must have orders of at most {SMOOTHNESS[envelope]} for {kernel=}, got {key!r}")
-        result.append((order, c))
-    return result
-
-
-def _frequencies(top: float | Sequence[float] | None, grid: Sequence[Tensor]) -> list[float]:
-    """Highest frequency an axis at the start."""
-    nyquist = [1 / (2 * mean_spacing(x)) for x in grid]
-    if top is None:
-        return nyquist
-    tops = [top] * len(grid) if isinstance(top, (int, float)) else list(top)
-    if len(tops) != len(grid):
-        raise ValueError(f"max_frequency must have one entry for each of the {len(grid)} axes, got {len(tops)}")
-    for value, limit in zip(tops, nyquist):
-        check_range(value, "max_frequency", 0, closed="neither")
-        if value > limit * (1 + 1e-9):
-            warnings.warn(
-                f"max_frequency={value:g} is above the grid's Nyquist frequency {limit:g}: higher frequencies alias",
-                stacklevel=3,
-            )
-    return [float(value) for value in tops]
-
-
-def _on_grid(given: Given, name: str, grid: Sequence[Tensor]) -> Tensor:
-    """A number, a tensor or a function of the coordinates as values on the whole grid."""
-    value = given(*torch.meshgrid(*grid, indexing="ij")) if callable(given) else given
-    if not isinstance(value, Tensor):
-        value = grid[0].new_tensor(check_range(value, name))
-    check_tensor(value, name, dtype="real")
-    shape = tuple(len(x) for x in grid)
-    try:
-        return value.detach().to(grid[0]).expand(shape)
-    except RuntimeError:
-        raise ValueError(f"{name} must broadcast to the grid's shape {shape}, got {tuple(value.shape)}") from None
