@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from hadamard.distributed.buffers import FIFO, FIRO, Buffer, Reservoir
     from hadamard.distributed.clients import Program, write_step
     from hadamard.distributed.coordinator import Progress
+    from hadamard.distributed.flag_aggregator import FlagAggregate, flag_aggregate, flag_coefficients
+    from hadamard.distributed.flag_ddp import FlagState, flag_hook
     from hadamard.distributed.ledger import Ledger, read_ledger
     from hadamard.distributed.online_training import OnlineRun, OnlineTrainer
 
@@ -17,12 +19,17 @@ __all__ = [
     "FIFO",
     "FIRO",
     "Buffer",
+    "FlagAggregate",
+    "FlagState",
     "Ledger",
     "OnlineRun",
     "OnlineTrainer",
     "Program",
     "Progress",
     "Reservoir",
+    "flag_aggregate",
+    "flag_coefficients",
+    "flag_hook",
     "read_ledger",
     "write_step",
 ]
@@ -31,6 +38,8 @@ _MODULES = {
     "buffers": ("FIFO", "FIRO", "Buffer", "Reservoir"),
     "clients": ("Program", "write_step"),
     "coordinator": ("Progress",),
+    "flag_aggregator": ("FlagAggregate", "flag_aggregate", "flag_coefficients"),
+    "flag_ddp": ("FlagState", "flag_hook"),
     "ledger": ("Ledger", "read_ledger"),
     "online_training": ("OnlineRun", "OnlineTrainer"),
 }
