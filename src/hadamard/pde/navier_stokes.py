@@ -26,6 +26,7 @@ from torch import Tensor
 from hadamard.pde.grids import grid_points
 from hadamard.pde.time_steps import SCHEMES, Step, time_stepper
 from hadamard.spectral.fft import frequencies
+from hadamard.spectral.norms import sobolev_weight
 from hadamard.validation import check_option, check_range, check_tensor
 
 __all__ = ["NavierStokes2D"]
@@ -216,6 +217,10 @@ class NavierStokes2D:
         speed = float(self.velocity(w).detach().square().sum(-3).max().sqrt())
         return courant * spacing / speed if speed > 0 else math.inf
 
+    def sobolev_weight(self, w: Float[Tensor, "*batch nx ny"], s: float, alpha: float) -> Float[Tensor, "nx half"]:
+        """``(alpha + 4 pi^2 |k|^2)^s`` on the frequencies of the box that ``rfft2`` gives for a grid like that of w."""
+        return sobolev_weight(self._frequencies(w), s, alpha)
+
     def _check(self, w: Tensor) -> None:
         check_tensor(w, "w", dtype="floating")
         if w.ndim < 2 or min(w.shape[-2:]) < 4:
@@ -229,13 +234,17 @@ class NavierStokes2D:
             text = "w has a mean of {:.3g}, which no periodic flow has: it stays as it is and does not act on the flow"
             warnings.warn(text.format(mean), UserWarning, stacklevel=3)
 
+    def _frequencies(self, w: Tensor) -> list[Tensor]:
+        shape = w.shape[-2:]
+        spacing = [size / n for size, n in zip(self.length, shape)]
+        return frequencies(shape, spacing, real=True, dtype=w.dtype, device=w.device)
+
     def _symbols(self, w: Tensor) -> _Symbols:
         """The symbols for a grid, made once."""
         shape = (w.shape[-2], w.shape[-1])
         key = (shape, w.dtype, w.device)
         if key not in self._known:
-            spacing = [size / n for size, n in zip(self.length, shape)]
-            kx, ky = frequencies(shape, spacing, real=True, dtype=w.dtype, device=w.device)
+            kx, ky = self._frequencies(w)
             limits = [n / (3 if self.dealias else 2) for n in shape]
             inside = [(k.abs() * size).round() < limit for k, size, limit in zip((kx, ky), self.length, limits)]
             ox, oy = 2 * math.pi * kx, 2 * math.pi * ky

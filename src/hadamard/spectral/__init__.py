@@ -5,6 +5,7 @@ from hadamard.spectral.dct import dct, idct
 from hadamard.spectral.fft import fft_centred, frequencies, good_size, ifft_centred, radial_average
 from hadamard.spectral.haar import haar2d, ihaar2d
 from hadamard.spectral.modes import embed, irfftn_modes, resample, rfftn_modes, truncate
+from hadamard.spectral.norms import half_spectrum_counts, sobolev_weight, weighted_norm
 from hadamard.spectral.walsh import fwht
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "fwht",
     "good_size",
     "haar2d",
+    "half_spectrum_counts",
     "idct",
     "ifft_centred",
     "ihaar2d",
@@ -26,6 +28,8 @@ __all__ = [
     "radial_average",
     "resample",
     "rfftn_modes",
+    "sobolev_weight",
     "spectrum",
     "truncate",
+    "weighted_norm",
 ]

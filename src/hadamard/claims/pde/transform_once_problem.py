@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from hadamard.claims.pde.fno import FNO
 from hadamard.claims.pde.transform_once_training import (
     FEW,
-    FNO,
     MANY,
     NETWORKS,
     TASKS,

@@ -5,47 +5,24 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from hadamard.claims.pde.fno import FNO
 from hadamard.claims.shipping import one_cycle, shipping
 from hadamard.pde import (
     T1,
     NavierStokes2D,
-    SpectralConv,
     coefficient_loss,
     darcy,
     diagonal_forcing,
     gaussian_field,
 )
 
-__all__ = ["FNO", "NETWORKS", "TASKS", "build", "data", "relative_error", "step_loss", "train", "train_one"]
+__all__ = ["NETWORKS", "TASKS", "build", "data", "relative_error", "step_loss", "train", "train_one"]
 
 TASKS = ("flow", "darcy")
 MANY, FEW, BATCH, SIZE = 4000, 400, 20, 64
 RATES = (3e-3, 1e-2)
-
-
-class FNO(nn.Module):
-    """The usual contender: Fourier layers beside pointwise ones, on the grid's coordinates and the input."""
-
-    def __init__(self, modes: tuple[int, ...], width: int = 12, layers: int = 4, head: int = 64) -> None:
-        super().__init__()
-        self.lift = nn.Conv2d(3, width, 1)
-        self.spectral = nn.ModuleList([SpectralConv(width, width, modes) for _ in range(layers)])
-        self.pointwise = nn.ModuleList([nn.Conv2d(width, width, 1) for _ in range(layers)])
-        self.head = nn.Sequential(nn.Conv2d(width, head, 1), nn.GELU(), nn.Conv2d(head, 1, 1))
-
-    def forward(self, x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
-        """Map fields to fields."""
-        h, w = x.shape[2:]
-        rows, columns = (torch.arange(h).to(x) / h)[:, None].expand(h, w), (torch.arange(w).to(x) / w).expand(h, w)
-        x = self.lift(torch.cat([x, torch.stack([rows, columns]).expand(len(x), 2, h, w)], 1))
-        for i, (spectral, pointwise) in enumerate(zip(self.spectral, self.pointwise)):
-            x = spectral(x) + pointwise(x)
-            x = F.gelu(x) if i + 1 < len(self.spectral) else x
-        return self.head(x)
 
 
 @dataclass(frozen=True)
