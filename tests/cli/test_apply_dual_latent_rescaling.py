@@ -28,23 +28,45 @@ def run(monkeypatch, capsys, *arguments):
 @pytest.mark.parametrize(("scale", "small"), [(2, (41, 48)), (4, (21, 24))])
 def test_down_and_back(cat, scale, small, monkeypatch, capsys):
     code, output, error = run(
-        monkeypatch, capsys, "cat.png", "--out", "small.png", "--scale", str(scale), "--picture", "seen.png"
+        monkeypatch, capsys, "cat.png", "--out", "small.tiff", "--scale", str(scale), "--picture", "seen.png"
     )
     assert code == 0, error
     assert "--back needs --size 95x81" in error
-    assert f"wrote small.png: {small[1]} by {small[0]}" in output
-    assert read_image("small.png").shape == (*small, 3)
+    assert f"wrote small.tiff: {small[1]} by {small[0]}" in output
+    assert read_image("small.tiff").shape == (*small, 3)
     height, width, _ = read_image("seen.png").shape
     assert height >= 81
     assert width >= 3 * 95
     code, _, error = run(
-        monkeypatch, capsys, "small.png", "--out", "large.tiff", "--scale", str(scale), "--back", "--size", "95x81",
+        monkeypatch, capsys, "small.tiff", "--out", "large.tiff", "--scale", str(scale), "--back", "--size", "95x81",
         "--picture", "seen.png", "--truth", "cat.png",
     )  # fmt: skip
     assert code == 0, error
     large = torch.from_numpy(read_image("large.tiff")).permute(2, 0, 1)
     assert large.shape == cat.shape
     assert -10 * (large - cat).square().mean().log10() > {2: 30, 4: 24}[scale]
+
+
+def test_a_png_remembers_and_keeps_what_goes_with_it(cat, monkeypatch, capsys):
+    """Scale and size need not be given again; EXIF data and the size in print stay, and no other scale is believed."""
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open("cat.png") as picture:
+        picture.save("in.png", exif=exif, dpi=(100, 100))
+    code, _, error = run(monkeypatch, capsys, "in.png", "--out", "small.png", "--scale", "4")
+    assert (code, error) == (0, "")
+    code, _, error = run(monkeypatch, capsys, "small.png", "--out", "large.png", "--back")
+    assert code == 0, error
+    assert read_image("large.png").shape == (81, 95, 3)
+    for name, dots in (("small.png", 25), ("large.png", 100)):
+        with Image.open(name) as picture:
+            assert picture.getexif()[0x0112] == 6
+            assert picture.info["dpi"][0] == pytest.approx(dots, rel=0.02)
+    code, _, error = run(monkeypatch, capsys, "small.png", "--out", "large.png", "--back", "--scale", "2")
+    assert code == 2
+    assert "small.png: was made with --scale 4, got 2" in error
 
 
 def test_grey_stays_grey(cat, monkeypatch, capsys):
@@ -69,6 +91,7 @@ def test_tiles_change_nothing(scale, up, monkeypatch):
     ("arguments", "message"),
     [
         (["cat.png", "--out", "small.png", "--scale", "3"], "--scale must be one of 2, 4, got 3"),
+        (["cat.png", "--out", "no/small.png"], "no/small.png: no folder no"),
         (["cat.png", "--out", "small.jpg"], "small.jpg: the way back needs every bit of the small picture"),
         (["cat.png", "--out", "small.png", "--size", "9x9"], "--size goes with --back"),
         (["cat.png", "--out", "small.png", "--truth", "cat.png"], "--truth goes with --back"),

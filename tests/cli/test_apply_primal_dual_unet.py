@@ -58,6 +58,35 @@ def test_spokes_of_radial_mri(run, slices):
     assert (torch.from_numpy(read_array("out.npy"))[0] - slices[0]).norm() < 0.3 * slices[0].norm()
 
 
+def test_reference_gives_the_error_and_its_picture(run, slices):
+    scan = Radon(64, turn(12))
+    np.savez("in.npz", sinogram=scan(slices).numpy(), angles=scan.angles.numpy())
+    np.save("truth.npy", slices.numpy())
+    words = ["--size", "64", "--reference", "truth.npy", "--picture", "out.png"]
+    code, said, error = run("in.npz", "--out", "out.npz", *words)
+    assert code == 0, error
+    result = torch.from_numpy(read_array("out.npz", "image"))
+    assert f"{float((result - slices).square().mean().sqrt()):.4g} by the network" in said
+    assert read_image("out.png").shape == (64, 3 * 64)
+    np.save("truth.npy", slices[:1].numpy())
+    code, _, error = run("in.npz", "--out", "out.npz", *words)
+    assert code == 2
+    assert "truth.npy: the reference must have shape 2 x 64 x 64, got 1 x 64 x 64" in error
+
+
+def test_radial_volume_of_four_axes_and_oblong_slices(run, slices):
+    """Spokes of real slices: the volume comes back in its own shape, and near what it was."""
+    nibabel = pytest.importorskip("nibabel")
+    volume = slices[:, 6:58].permute(1, 2, 0)[..., None].expand(-1, -1, -1, 2)
+    nibabel.save(nibabel.Nifti1Image(volume.contiguous().numpy(), np.diag([1.0, 2.0, 3.0, 1.0])), "in.nii")
+    code, _, error = run("in.nii", "--views", "24", "--geometry", "radial", "--out", "out.nii")
+    assert code == 0, error
+    assert nibabel.load("out.nii").header.get_zooms()[:3] == (1.0, 2.0, 3.0)
+    found = torch.from_numpy(read_array("out.nii"))
+    assert found.shape == volume.shape
+    assert (found - volume).norm() < 0.3 * volume.norm()
+
+
 def test_nifti_keeps_its_geometry(run, slices):
     nibabel = pytest.importorskip("nibabel")
     affine = np.diag([2.0, 2.0, 5.0, 1.0])
@@ -93,6 +122,13 @@ def test_dicom_in_dicom_out(run):
         (lambda: np.savez("in.npz", sinogram=np.ones((8, 3))), [], "no array 'angles'"),
         (lambda: np.savez("in.npz", p=np.ones((8, 3)), angles=np.ones(3)), [], "no array 'sinogram'"),
         (lambda: np.savez("in.npz", sinogram=np.ones((8, 3)), angles=np.ones(3)), ["--views", "3"], "--views is for"),
+        (lambda: np.savez("in.npz", sinogram=np.ones((3, 8)), angles=np.ones(3)), [], "rows: is it transposed?"),
+        (lambda: np.savez("in.npz", sinogram=np.ones((8, 3)), angles=[0.0, 60.0, 120.0]), [], "must be in radians"),
+        (
+            lambda: np.savez("in.npz", sinogram=np.ones((8, 3)), angles=np.ones(3)),
+            ["--geometry", "radial"],
+            "--geometry radial needs complex spokes",
+        ),
         (
             lambda: np.savez("in.npz", sinogram=np.ones((8, 3)), angles=np.ones(3)),
             ["--geometry", "cone"],
@@ -111,6 +147,18 @@ def test_bad_input_is_one_line(make, words, message, run):
     assert code == 2
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(run):
+    np.save("in.npy", np.ones((8, 3)))
+    for out, words, message in (
+        ("no/out.npy", [], "no/out.npy: no folder no"),
+        ("out.dcm", [], "out.dcm: a DICOM file can only be written where one was read"),
+        ("out.npy", [], "in.npy: a .npy file has no angles, give --angles FILE"),
+    ):
+        code, _, error = run("in.npy", "--out", out, *words)
+        assert code == 2
+        assert message in error
 
 
 def test_truncated_dicom(run, tmp_path):

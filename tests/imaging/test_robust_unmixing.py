@@ -11,7 +11,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from hadamard.claims.imaging.robust_unmixing_problem import match_columns
 from hadamard.data import available, leaves_and_soils, mixed_scene, smooth_spectra
 from hadamard.imaging import RobustUnmixing, fcls, noisy_bands, spa, unmix_cube, vca
-from hadamard.imaging._abundances import Penalty, descend, hoyer, multiply, refit, residuals
+from hadamard.imaging._abundances import Penalty, descend, exponents, hoyer, multiply, refit, residuals
 
 SHORT = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 K, L = 3, 40
@@ -377,6 +377,6 @@ def test_leaves_and_soils():
 
 def test_purer_pixels_get_smaller_exponents():
     shares = torch.tensor([[1.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.5], [0.0, 1 / 3, 0.0]])
-    p = RobustUnmixing(3, h_max=0.8)._exponents(shares, torch.ones(3))
+    p = exponents(shares, "adaptive", 0.8, torch.ones(3))
     half = (3**0.5 - 2**0.5) / (3**0.5 - 1)  # Hoyer's sparseness of two equal entries of three
     torch.testing.assert_close(p, 1 - 0.3 * torch.tensor([0.8, 0.0, half]), rtol=1e-5, atol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 
 from hadamard.cli.files import existing, guarded, read_array, write_array
 
-__all__ = ["Cube", "read_cube", "write_maps"]
+__all__ = ["Cube", "check_out", "read_cube", "write_maps"]
 
 _ENVI_TYPES = {1: "u1", 2: "i2", 3: "i4", 4: "f4", 5: "f8", 12: "u2", 13: "u4", 14: "i8", 15: "u8"}
 _ENVI_DATA = ("", ".img", ".dat", ".raw", ".bsq", ".bil", ".bip")
@@ -97,10 +97,7 @@ def write_maps(path: Path, maps: Mapping[str, np.ndarray], spectra: Mapping[str,
     one array (H, W, all). An ENVI file holds the maps as its bands, with the header of ``like``; the arrays of
     ``spectra`` that have a row a spectrum go into a spectral library beside it.
     """
-    if path.suffix.lower().replace(".hdf5", ".h5") != like.ending:
-        raise ValueError(f"{path}: the result has the format of the cube, expected the ending {like.ending}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: no folder {path.parent}")
+    check_out(path, like)
     stacked = np.concatenate([m.reshape(*m.shape[:2], -1) for m in maps.values()], -1)
     named = {**like.rest, **maps, **spectra} if like.ending != ".hdr" else {}
     if like.ending == ".npy":
@@ -128,6 +125,14 @@ def write_maps(path: Path, maps: Mapping[str, np.ndarray], spectra: Mapping[str,
                     where, _, attribute = name.rpartition("@")
                     if where in file:
                         file[where].attrs[attribute] = value
+
+
+def check_out(path: Path, like: Cube) -> None:
+    """Refuse, before the work, a place where maps in the format of ``like`` cannot be written."""
+    if path.suffix.lower().replace(".hdf5", ".h5") != like.ending:
+        raise ValueError(f"{path}: the result has the format of the cube, expected the ending {like.ending}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: no folder {path.parent}")
 
 
 def _the_cube(path: Path, arrays: Mapping[str, np.ndarray], key: str | None) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hadamard.data.scans import read_dicom
 
-__all__ = ["existing", "guarded", "read_array", "read_image", "write_array", "write_image"]
+__all__ = ["existing", "guarded", "image_info", "read_array", "read_image", "write_array", "write_image"]
 
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii", ".nii.gz", ".dcm")
 
@@ -127,8 +127,29 @@ def read_image(path: str | Path) -> np.ndarray:
     return guarded(path, lambda: _read_image(path))
 
 
-def write_image(path: str | Path, image: np.ndarray) -> None:
+def image_info(path: str | Path) -> dict[str, Any]:
+    """What goes with a picture: EXIF data, colour profile, resolution (``dpi``), and a PNG's texts."""
+    path = existing(path)
+
+    def read() -> dict[str, Any]:
+        with _need("PIL.Image", "picture", "Pillow").open(path) as picture:
+            kept = {name: picture.info[name] for name in ("exif", "icc_profile", "dpi") if picture.info.get(name)}
+            return kept | {"text": dict(getattr(picture, "text", {}))}
+
+    return guarded(path, read)
+
+
+def write_image(path: str | Path, image: np.ndarray, info: Mapping[str, Any] | None = None) -> None:
     """Write a picture of shape (H, W) or (H, W, 3) with values in [0, 1] (clipped) at 8 bits a channel.
+
+    Parameters
+    ----------
+    path
+        Its ending says the format.
+    image
+        The picture.
+    info
+        What goes with it, as :func:`image_info` gives it; texts are kept in PNG files only.
 
     Raises
     ------
@@ -142,7 +163,13 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     if path.suffix.lower() not in pillow.registered_extensions():
         raise ValueError(f"{path}: Pillow does not know the ending {path.suffix!r}; try .png")
     _writable(path)
-    pillow.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8)).save(path)
+    options = {name: value for name, value in (info or {}).items() if name != "text"}
+    if path.suffix.lower() == ".png" and info and info.get("text"):
+        texts = _need("PIL.PngImagePlugin", "picture", "Pillow").PngInfo()
+        for name, text in info["text"].items():
+            texts.add_text(name, text)
+        options["pnginfo"] = texts
+    pillow.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8)).save(path, **options)
 
 
 class _MissingKey(ValueError):

@@ -5,7 +5,7 @@ from hadamard.imaging.convex_networks import ICNN, PatchICNN
 from hadamard.imaging.cubes import Unmixing, unmix_cube
 from hadamard.imaging.degradations import GaussianBlur, Inpainting, photon_noise
 from hadamard.imaging.distillation import BandPassContrastive, DirectionalDistillation
-from hadamard.imaging.dual_latent_rescaling import DualLatentRescaler, PictureAndLatent, RescalingCycle
+from hadamard.imaging.dual_latent_rescaling import DualLatentRescaler, PictureAndLatent
 from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
 from hadamard.imaging.fast_fourier_conv import FastFourierConv2d, FourierUnit
 from hadamard.imaging.fourier_pd import FourierPrimalDual
@@ -18,7 +18,7 @@ from hadamard.imaging.plug_and_play import Reconstruction, pnp_admm, pnp_pgd
 from hadamard.imaging.primal_dual_unet import PrimalDualUNet, RadialMRI, upsample_sinogram
 from hadamard.imaging.proximal_matching import ProximalMatchingLoss, ProximalMatchingSchedule
 from hadamard.imaging.rdledm import RDLEDM, CineReconstruction, LowRankPrior, TVPrior, rdledm
-from hadamard.imaging.rescaling_loss import rescaling_loss
+from hadamard.imaging.rescaling_loss import RescalingCycle, rescaling_loss
 from hadamard.imaging.robust_unmixing import RobustUnmixing
 from hadamard.imaging.thermometry import prf_temperature
 from hadamard.imaging.unet import UNet

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Penalty", "descend", "hoyer", "multiply", "refit", "residuals"]
+__all__ = ["Penalty", "descend", "exponents", "hoyer", "multiply", "refit", "residuals", "scale", "settle", "weigh"]
 
 _SWEEPS = 3  # of coordinate descent on the endmembers
+_DAMPING = 0.3  # weight of the new guidance
 _CHUNK = 1 << 16  # pixels whose residual is held at once
 
 
@@ -52,6 +53,30 @@ def hoyer(A: Tensor) -> Tensor:
         return A.new_ones(A.shape[1])
     norm = A.square().sum(0).sqrt().clamp(min=torch.finfo(A.dtype).tiny)
     return ((root - A.sum(0) / norm) / (root - 1)).clamp(0, 1)
+
+
+def exponents(A: Tensor, sparsity: str, h_max: float, before: Tensor | None = None) -> Tensor:
+    """p_n = 1 - h_n, averaged with those before; 1 to begin with. Where they are not learned, what they are."""
+    if sparsity != "adaptive":
+        return A.new_full(A.shape[1:], 0.5 if sparsity == "l1/2" else 1.0)
+    if before is None:
+        return A.new_ones(A.shape[1:])
+    return torch.lerp(before, 1 - hoyer(A).clamp(max=h_max), _DAMPING)
+
+
+def weigh(norms: Tensor, squares: Tensor, loss: str) -> tuple[Tensor, float]:
+    """Weights of the bands, under which the squared error touches the loss from above, and the loss."""
+    if loss == "frobenius":
+        return torch.full_like(norms, 0.5), 0.5 * float(norms.square().sum())
+    least = 1e-8 * float(squares.mean().sqrt()) + torch.finfo(norms.dtype).tiny
+    return 0.5 / norms.clamp(min=least), float(norms.sum())
+
+
+def scale(norms: Tensor, A: Tensor, loss: str) -> float:
+    """The loss at the start, the median band's for all of them, over the penalty with p = 1/2."""
+    typical = norms.median()  # broken bands do not count
+    each = typical if loss == "l21" else typical.square() / 2
+    return len(norms) * float(each) / Penalty(1.0, A.new_tensor(0.5)).value(A)
 
 
 def residuals(X: Tensor, A: Tensor, M: Tensor, squares: Tensor, AX: Tensor, AA: Tensor) -> Tensor:
@@ -105,4 +130,13 @@ def descend(A: Tensor, H: Tensor, B: Tensor, slope: Tensor | float, sweeps: int,
                 A[i] += step
                 A[j] -= step
                 gradient += change[:, None] * step
+    return A
+
+
+def settle(A: Tensor, H: Tensor, B: Tensor, slope: Tensor | float, sweeps: int, singly: bool) -> Tensor:
+    """Sweeps of :func:`descend` by exchange; with ``singly`` also one share at a time after each."""
+    for _ in range(sweeps):
+        A = descend(A, H, B, slope, 1)
+        if singly:
+            A = descend(A, H, B, slope, 1, exchange=False)
     return A

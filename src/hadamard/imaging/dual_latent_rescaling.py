@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadamard.imaging.couplings import Couplings
-from hadamard.proximal import to_grid
-from hadamard.spectral import haar2d, ihaar2d
+from hadamard.imaging.pictures import check_unit, enlarge, halve, to_eight_bits
+from hadamard.imaging.rescaling_loss import RescalingCycle
 from hadamard.training import load_checkpoint
 from hadamard.validation import check_option, check_range, check_tensor
 
-__all__ = ["DualLatentRescaler", "PictureAndLatent", "RescalingCycle"]
+__all__ = ["DualLatentRescaler", "PictureAndLatent"]
 
 
 @dataclass(frozen=True)
@@ -34,28 +34,6 @@ class PictureAndLatent:
 
     picture: Float[Tensor, "b c h w"]
     latent: Float[Tensor, "b d p q"]
-
-
-@dataclass(frozen=True)
-class RescalingCycle:
-    """Down and up again, with what a loss looks at.
-
-    Attributes
-    ----------
-    small
-        The small picture before it is rounded to 8 bits.
-    restored
-        The picture as it comes back after that.
-    z_up
-        The latent that is thrown away, of the way down.
-    z_down
-        The latent that the way back ends with, less the one that the way down began with.
-    """
-
-    small: Float[Tensor, "b c h w"]
-    restored: Float[Tensor, "b c H W"]
-    z_up: Float[Tensor, "b u h w"]
-    z_down: Float[Tensor, "b d p q"]
 
 
 class DualLatentRescaler(nn.Module):
@@ -169,7 +147,7 @@ class DualLatentRescaler(nn.Module):
             If it has another shape, or values outside [0, 1].
         """
         small = self.encode(check_unit(x, "x"), z_down).picture
-        return eight_bits(small) if quantize else small
+        return to_eight_bits(small) if quantize else small
 
     def upscale(
         self,
@@ -216,7 +194,7 @@ class DualLatentRescaler(nn.Module):
         """Map ``(x, z_down)`` to ``(y, z_up)``: the bijection, without rounding."""
         y = self._first(x, z_down)
         for i, couplings in enumerate(self._couplings()):
-            y = couplings(y if i == 0 else _squeeze(y))
+            y = couplings(y if i == 0 else halve(y))
         return PictureAndLatent(y[:, : self.channels], y[:, self.channels :])
 
     def decode(self, small: Float[Tensor, "b c h w"], z_up: Float[Tensor, "b u h w"] | None = None) -> PictureAndLatent:
@@ -227,9 +205,9 @@ class DualLatentRescaler(nn.Module):
         y = torch.cat([small, z_up], 1)
         for i, couplings in reversed(list(enumerate(self._couplings()))):
             y = couplings.inverse(y)
-            y = _unsqueeze(y) if i else y
+            y = enlarge(y) if i else y
         c, d = self.channels, self.n_latent_down
-        return PictureAndLatent(_unsqueeze(torch.cat([y[:, :c], y[:, c + d :]], 1)), y[:, c : c + d])
+        return PictureAndLatent(enlarge(torch.cat([y[:, :c], y[:, c + d :]], 1)), y[:, c : c + d])
 
     def forward(
         self,
@@ -260,7 +238,7 @@ class DualLatentRescaler(nn.Module):
 
         z_down = draw(self._shape_down(x), sigma_down, "sigma_down")
         down = self.encode(x, z_down)
-        up = self.decode(eight_bits(down.picture), draw(down.latent.shape, tau, "tau"))
+        up = self.decode(to_eight_bits(down.picture), draw(down.latent.shape, tau, "tau"))
         return RescalingCycle(down.picture, up.picture, down.latent, up.latent - z_down)
 
     def log_jacobian(
@@ -271,7 +249,7 @@ class DualLatentRescaler(nn.Module):
         halved = self.channels * x[0, 0].numel()  # each entry that a Haar transform yields is halved
         total = x.new_zeros(len(x))
         for i, couplings in enumerate(self._couplings()):
-            y = y if i == 0 else _squeeze(y)
+            y = y if i == 0 else halve(y)
             total = total - halved * torch.log(x.new_tensor(2.0))
             y, part = couplings.with_log_jacobian(y)
             halved, total = y[0].numel(), total + part
@@ -286,7 +264,7 @@ class DualLatentRescaler(nn.Module):
                 f"{x.shape[-1]}; see hadamard.images.pad_to_multiple"
             )
         shape = self._shape_down(x)
-        bands = _squeeze(x)
+        bands = halve(x)
         if not self.n_latent_down:
             return bands
         z_down = x.new_zeros(shape) if z_down is None else check_tensor(z_down, "z_down", ndim=4, shape=shape)
@@ -307,27 +285,3 @@ class DualLatentRescaler(nn.Module):
     def _shape_up(self, small: Tensor) -> tuple[int, ...]:
         entries = self.channels * self.scale**2 + self.n_latent_down * (self.scale // 2) ** 2
         return (len(small), entries - self.channels, *small.shape[-2:])
-
-
-_ORDER = (0, 2, 1, 3)  # IRN's order of the bands: LL, HL, LH, HH
-
-
-def _squeeze(x: Tensor) -> Tensor:
-    """Haar transform of every channel, band by band; the low one is a mean."""
-    return (haar2d(x)[:, _ORDER] / 2).flatten(1, 2)
-
-
-def _unsqueeze(y: Tensor) -> Tensor:
-    return ihaar2d(2 * y.unflatten(1, (4, -1))[:, _ORDER])
-
-
-def eight_bits(x: Tensor) -> Tensor:
-    return to_grid(255 * x, 1.0) / 255
-
-
-def check_unit(x: Tensor, name: str) -> Tensor:
-    """Values in [0, 1], for the wrong scale would go unnoticed."""
-    check_tensor(x, name, dtype="floating")
-    if not torch.compiler.is_compiling():
-        check_range(x, name, 0, 1, elementwise=True)
-    return x

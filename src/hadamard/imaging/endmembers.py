@@ -1,14 +1,18 @@
 """Pure spectra of a scene, found among its pixels, and abundances for known spectra."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from sklearn.utils.validation import check_array
 from torch import Tensor
 
 from hadamard.imaging._abundances import descend
 from hadamard.lowrank import gram
-from hadamard.validation import check_range, check_tensor
+from hadamard.validation import check_option, check_range, check_tensor
 
 __all__ = ["fcls", "noisy_bands", "spa", "vca"]
 
@@ -196,6 +200,27 @@ def fcls(
         if float((A - before).abs().max()) <= tol:
             break
     return A.mT.contiguous()
+
+
+def starting_spectra(
+    X: Tensor, count: int, init: Any, generator: Callable[[], torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Spectra (count, bands) by name of the method or as given, and which bands are broken and were not looked at."""
+    broken = noisy_bands(X)
+    if not isinstance(init, str):
+        given = check_array(init, dtype=[np.float64, np.float32], input_name="init")
+        if given.shape != (count, X.shape[1]):
+            raise ValueError(f"init must have shape {(count, X.shape[1])}, got {given.shape}")
+        if (given < 0).any():
+            raise ValueError(f"init must be >= 0, got {given.min()}")
+        return torch.from_numpy(given).to(X), broken
+    check_option(init, "init", ("spa", "vca", "random"))
+    kept = X[:, ~broken] if int((~broken).sum()) >= count else X
+    if init == "random":
+        rows = torch.randperm(len(X), generator=generator())[:count]
+    else:
+        rows = spa(kept, count) if init == "spa" else vca(kept, count, generator=generator())
+    return X[rows].clone(), broken
 
 
 def _check(X: Tensor, n_endmembers: int) -> None:

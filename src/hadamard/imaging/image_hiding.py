@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hadamard.imaging.couplings import Couplings
-from hadamard.imaging.dual_latent_rescaling import check_unit, eight_bits
+from hadamard.imaging.pictures import check_unit, to_eight_bits
 from hadamard.spectral import haar2d, ihaar2d
 from hadamard.validation import check_range, check_tensor
 
@@ -107,7 +107,7 @@ class DualLatentHider(nn.Module):
             If their shapes differ or do not suit, or values lie outside [0, 1].
         """
         stego = self.encode(check_unit(cover, "cover"), check_unit(secret, "secret")).stego
-        return eight_bits(stego) if quantize else stego
+        return to_eight_bits(stego) if quantize else stego
 
     def reveal(
         self, stego: Float[Tensor, "b c h w"], latent: Float[Tensor, "b u p q"] | None = None
@@ -157,7 +157,7 @@ class DualLatentHider(nn.Module):
     def forward(self, cover: Float[Tensor, "b c h w"], secret: Float[Tensor, "b c h w"]) -> tuple[Hidden, Revealed]:
         """Hide and reveal, through 8 bits, with gradients; the carrier is given before it is rounded."""
         hidden = self.encode(check_unit(cover, "cover"), check_unit(secret, "secret"))
-        return hidden, self.decode(eight_bits(hidden.stego))
+        return hidden, self.decode(to_eight_bits(hidden.stego))
 
     def _bands(self, x: Tensor, name: str) -> Tensor:
         check_tensor(x, name, ndim=4, shape=(self.channels, None, None), dtype="floating")

@@ -105,11 +105,16 @@ class PrimalDualUNet(LearnedPrimalDual):
         self.angle_padding = angle_padding
 
     @classmethod
-    def pretrained(cls) -> "PrimalDualUNet":
-        """Load the small network that comes with hadamard, in evaluation mode.
+    def pretrained(cls, data: str = "tomography") -> "PrimalDualUNet":
+        """Load a small network that comes with hadamard, in evaluation mode.
 
-        It learned from generated phantoms of 64 x 64 pixels with values of the order of 1, seen at 6 to 24 angles by a
-        parallel beam over half a turn or by a fan over a whole one.
+        Parameters
+        ----------
+        data
+            ``"tomography"``: it learned from generated phantoms and photographs of 64 x 64 pixels with values of the
+            order of 1, seen at 6 to 24 angles by a parallel beam over half a turn or by a fan over a whole one.
+            ``"radial"``: it went on to learn from MR images of heads with values in [0, 1], from 6 to 24 noisy spokes
+            whose sinograms :func:`upsample_sinogram` brings to 96 angles, and wants to be given such.
 
         Examples
         --------
@@ -118,7 +123,9 @@ class PrimalDualUNet(LearnedPrimalDual):
         ...     PrimalDualUNet.pretrained()(scan(torch.ones(1, 1, 64, 64)), scan).shape
         torch.Size([1, 1, 64, 64])
         """
-        return load_checkpoint("primal_dual_unet", cls(widths=(8, 16, 32, 48), dual_width=16)).eval()
+        name = {"tomography": "primal_dual_unet", "radial": "primal_dual_unet_radial"}
+        module = cls(widths=(8, 16, 32, 48), dual_width=16)
+        return load_checkpoint(name[check_option(data, "data", name)], module).eval()
 
     def correct_data(self, block: nn.Module, x: Tensor, physics: LinearOperator) -> Tensor:
         """Apply a round's network to sinograms that go on around."""

@@ -1,13 +1,36 @@
 """What invertible rescaling networks are trained with."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hadamard.imaging.dual_latent_rescaling import RescalingCycle
 from hadamard.validation import check_range
 
-__all__ = ["rescaling_loss"]
+__all__ = ["RescalingCycle", "rescaling_loss"]
+
+
+@dataclass(frozen=True)
+class RescalingCycle:
+    """Down and up again, with what a loss looks at.
+
+    Attributes
+    ----------
+    small
+        The small picture before it is rounded to 8 bits.
+    restored
+        The picture as it comes back after that.
+    z_up
+        The latent that is thrown away, of the way down.
+    z_down
+        The latent that the way back ends with, less the one that the way down began with.
+    """
+
+    small: Float[Tensor, "b c h w"]
+    restored: Float[Tensor, "b c H W"]
+    z_up: Float[Tensor, "b u h w"]
+    z_down: Float[Tensor, "b d p q"]
 
 
 def rescaling_loss(

@@ -9,6 +9,7 @@ and a pixel is made the sparser the purer it is, by an exponent that is learned 
 """
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,16 @@ from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 from torch import Tensor
 
 from hadamard.estimators import TorchEstimator
-from hadamard.imaging._abundances import Penalty, descend, hoyer, multiply, refit, residuals
+from hadamard.imaging import _abundances as steps
+from hadamard.imaging._abundances import Penalty
 from hadamard.imaging._progress import progress_bar
-from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
+from hadamard.imaging.endmembers import fcls, starting_spectra
 from hadamard.results import warn_short
 from hadamard.validation import check_option, check_range
 
 __all__ = ["RobustUnmixing"]
 
 _BLOCK = 10  # iterations between looks at the guidance and at convergence
-_DAMPING = 0.3  # weight of the new guidance
 _SWEEPS = 2  # over the abundances in an iteration
 _ROUNDS = 10  # of guidance and abundances for known endmembers
 
@@ -36,7 +37,7 @@ _ROUNDS = 10  # of guidance and abundances for known endmembers
 class RobustUnmixing(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEstimator):
     """Blind unmixing that broken bands do not spoil, as a scikit-learn transformer.
 
-    ``fit`` finds the spectra, ``transform`` gives each pixel's shares of them, ``inverse_transform`` mixes them again.
+    ``fit`` finds spectra, ``transform`` gives each pixel's shares of them, ``inverse_transform`` mixes them again.
 
     Parameters
     ----------
@@ -202,30 +203,30 @@ class RobustUnmixing(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEst
         self._check(X.shape)
         (M, A), squares = self._start(X), X.square().sum(0)
         AX, AA = A @ X, A @ A.mT
-        norms = residuals(X, A, M, squares, AX, AA)
-        weights, _ = self._weigh(norms, squares)
-        least = self.tol * self._weigh(squares.sqrt(), squares)[1]  # of what no spectra at all would leave
+        norms = steps.residuals(X, A, M, squares, AX, AA)
+        weights = steps.weigh(norms, squares, self.loss)[0]
+        least = self.tol * steps.weigh(squares.sqrt(), squares, self.loss)[1]  # of what no spectra at all would leave
         rho = self.asc * float((M * M * weights).sum()) / len(M) if self.abundance == "asc" else 0.0
-        self.reg_ = self._penalty_weight(norms, A)
-        penalty = Penalty(self.reg_, self._exponents(A))
+        weight = self.reg_scale * steps.scale(norms, A, self.loss) if self.reg == "auto" else float(self.reg)
+        self.reg_ = 0.0 if self.sparsity == "none" else weight
+        penalty = Penalty(self.reg_, steps.exponents(A, self.sparsity, self.h_max))
         history: list[float] = []
         gap = float("inf")
         with progress_bar("unmixing", self.max_iter, self.verbose) as advance:
             while len(history) < self.max_iter and gap > self.tol:
-                weights, loss = self._weigh(norms, squares)
+                weights, loss = steps.weigh(norms, squares, self.loss)
                 history.append(loss + penalty.value(A) + rho * float((A.sum(0) - 1).square().sum()))
                 M, A = self._step(X, M, A, AX, AA, weights, penalty, rho)
                 AX, AA = A @ X, A @ A.mT
-                norms = residuals(X, A, M, squares, AX, AA)
+                norms = steps.residuals(X, A, M, squares, AX, AA)
                 if len(history) % _BLOCK == 0:
                     gap = abs(history[-_BLOCK] - history[-1]) / (history[-1] + least or 1.0)
-                    penalty = Penalty(self.reg_, self._exponents(A, penalty.exponents))
+                    penalty = Penalty(self.reg_, steps.exponents(A, self.sparsity, self.h_max, penalty.exponents))
                     advance(len(history), history[-1])
         self.endmembers_: np.ndarray = self._array(M)
-        self.channel_weights_: np.ndarray = self._array(self._weigh(norms, squares)[0])
+        self.channel_weights_: np.ndarray = self._array(steps.weigh(norms, squares, self.loss)[0])
         self.bad_bands_: np.ndarray = self.channel_weights_ < np.median(self.channel_weights_) / 3
-        self.reconstruction_err_ = float(norms.sum())
-        self.objective_history_ = np.array(history)
+        self.reconstruction_err_, self.objective_history_ = float(norms.sum()), np.array(history)
         self.n_iter_, self._gap, self._rho = len(history), gap, rho
         if gap > self.tol:
             warn_short(f"stopped after {self.max_iter} iterations at a change of {gap:.1e}, above tol={self.tol:g}")
@@ -238,78 +239,31 @@ class RobustUnmixing(ClassNamePrefixFeaturesOutMixin, TransformerMixin, TorchEst
     ) -> tuple[Tensor, Tensor]:
         """Endmembers, whose weights cancel, then abundances."""
         if self.abundance == "simplex":
-            M = refit(M, AX, AA)
+            M = steps.refit(M, AX, AA)
             H, B = (M * weights) @ M.mT, (M * weights) @ X.mT
-            return M, descend(A, H, B, penalty.slope(A), _SWEEPS)
-        M = multiply(M, AA, AX, 0.0)
+            return M, steps.descend(A, H, B, penalty.slope(A), _SWEEPS)
+        M = steps.multiply(M, AA, AX, 0.0)
         if self.abundance == "nonneg" and penalty.weight:  # otherwise shares shrink for free while spectra grow
             size = M.norm(dim=1, keepdim=True).clamp(min=torch.finfo(M.dtype).tiny) / self._norms
             M, A = M / size, A * size
         H, B = (M * weights) @ M.mT, (M * weights) @ X.mT
-        return M, multiply(A, H + rho, B + rho, penalty.slope(A)).clamp(min=1e-10)
+        return M, steps.multiply(A, H + rho, B + rho, penalty.slope(A)).clamp(min=1e-10)
 
     def _unmix(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Abundances (K, N) and guidance (N,) for the endmembers and weights that were found."""
         M, weights = (torch.from_numpy(v).to(X) for v in (self.endmembers_, self.channel_weights_))
         H, B = (M * weights) @ M.mT + self._rho, (M * weights) @ X.mT + self._rho
-
-        def descent(A: Tensor, slope: Tensor | float, sweeps: int) -> Tensor:
-            for _ in range(sweeps):
-                A = descend(A, H, B, slope, 1)
-                if self.abundance != "simplex":  # where the sum may change, singly too
-                    A = descend(A, H, B, slope, 1, exchange=False)
-            return A
-
-        A = descent(B.new_full(B.shape, 1 / len(M)), 0.0, 20)
-        exponents = self._exponents(A)
+        step = partial(steps.settle, H=H, B=B, singly=self.abundance != "simplex")  # where the sum may change
+        A = step(B.new_full(B.shape, 1 / len(M)), slope=0.0, sweeps=20)
+        p = steps.exponents(A, self.sparsity, self.h_max)
         for _ in range(_ROUNDS if self.reg_ else 0):
-            A = descent(A, Penalty(self.reg_, exponents).slope(A), 5)
-            exponents = self._exponents(A, exponents)
-        return A, hoyer(A).clamp(max=self.h_max)
-
-    def _exponents(self, A: Tensor, before: Tensor | None = None) -> Tensor:
-        """p_n = 1 - h_n, averaged with those before; 1 to begin with."""
-        if self.sparsity != "adaptive":
-            return A.new_full(A.shape[1:], 0.5 if self.sparsity == "l1/2" else 1.0)
-        if before is None:
-            return A.new_ones(A.shape[1:])
-        return torch.lerp(before, 1 - hoyer(A).clamp(max=self.h_max), _DAMPING)
-
-    def _weigh(self, norms: Tensor, squares: Tensor) -> tuple[Tensor, float]:
-        """Weights of the bands, under which the squared error touches the loss from above, and the loss."""
-        if self.loss == "frobenius":
-            return torch.full_like(norms, 0.5), 0.5 * float(norms.square().sum())
-        least = 1e-8 * float(squares.mean().sqrt()) + torch.finfo(norms.dtype).tiny
-        return 0.5 / norms.clamp(min=least), float(norms.sum())
-
-    def _penalty_weight(self, norms: Tensor, A: Tensor) -> float:
-        if self.sparsity == "none":
-            return 0.0
-        if self.reg != "auto":
-            return float(self.reg)
-        typical = norms.median()  # of the bands: broken ones do not count
-        loss = typical if self.loss == "l21" else typical.square() / 2
-        return self.reg_scale * len(norms) * float(loss) / Penalty(1.0, A.new_tensor(0.5)).value(A)
+            A = step(A, slope=Penalty(self.reg_, p).slope(A), sweeps=5)
+            p = steps.exponents(A, self.sparsity, self.h_max, p)
+        return A, steps.hoyer(A).clamp(max=self.h_max)
 
     def _start(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Endmembers (K, L) and abundances (K, N) to start from."""
-        K = self.n_endmembers
-        broken = noisy_bands(X)
-        if not isinstance(self.init, str):
-            given = check_array(self.init, dtype=[np.float64, np.float32], input_name="init")
-            if given.shape != (K, X.shape[1]):
-                raise ValueError(f"init must have shape {(K, X.shape[1])}, got {given.shape}")
-            if (given < 0).any():
-                raise ValueError(f"init must be >= 0, got {given.min()}")
-            M = torch.from_numpy(given).to(X)
-        else:
-            check_option(self.init, "init", ("spa", "vca", "random"))
-            kept = X[:, ~broken] if int((~broken).sum()) >= K else X
-            if self.init == "random":
-                rows = torch.randperm(len(X), generator=self._generator())[:K]
-            else:
-                rows = spa(kept, K) if self.init == "spa" else vca(kept, K, generator=self._generator())
-            M = X[rows].clone()
+        M, broken = starting_spectra(X, self.n_endmembers, self.init, self._generator)
         A = fcls(X, M, weights=(~broken).to(X)).mT.contiguous()
         if self.abundance == "simplex":
             return M, A

@@ -1,14 +1,24 @@
-"""Primal-Dual UNet against the Primal-Dual network, a U-Net behind filtered back-projection, and total variation."""
+"""Primal-Dual UNet against Primal-Dual, a U-Net behind filtered back-projection, gridding, and total variation."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hadamard.claims import Bar, Claim, Contender, Interval, Measure, Results
+from hadamard.claims import Bar, Claim, Contender, Measure, Results
+from hadamard.claims.imaging.primal_dual_unet_measures import (
+    adjoint,
+    body_ssim,
+    by_person,
+    mean,
+    psnr,
+    rmse,
+    signs,
+    ssim,
+    verdict,
+    worst,
+)
 from hadamard.claims.imaging.primal_dual_unet_problem import (
     AFTER,
     AGAIN,
@@ -16,99 +26,49 @@ from hadamard.claims.imaging.primal_dual_unet_problem import (
     FBP,
     FIRST,
     GRIDDING,
+    INTERPOLATED,
     LARGE,
     OURS,
     PD,
     POST,
     RADIAL,
+    TRANSFER,
     TV,
-    Case,
+    WINDOWED,
     back_projection,
-    gridding,
     infer,
+    interpolated,
     network,
     problem,
     scan_name,
     total_variation,
 )
-from hadamard.claims.imaging.primal_dual_unet_training import FULL, NETWORKS, SPARSITIES, train
+from hadamard.claims.imaging.primal_dual_unet_radial import SPOKES, gridding, spokes_name
+from hadamard.claims.imaging.primal_dual_unet_training import FULL, GEOMETRIES, NETWORKS, SPARSITIES, train
 from hadamard.claims.plots import Figure, bars, lines, pictures
-from hadamard.operators import Radon
 
 __all__ = ["claim", "train"]
 
-
-# ---- measures ----
-
-
-def _inside(x: Tensor) -> Tensor:
-    n = x.shape[-1]
-    line = (torch.arange(n) - (n - 1) / 2) * (2 / n)
-    return line**2 + line[:, None] ** 2 <= 1
+SCANS = [scan_name(geometry, sparsity) for geometry in GEOMETRIES for sparsity in SPARSITIES]
+MRI = [spokes_name(spokes) for spokes in SPOKES]
+MAIN = scan_name("parallel", 8)
 
 
-def psnr(case: Case, out: Tensor) -> Tensor:
-    """Of each image, inside the inscribed circle, for a peak at the image's largest value."""
-    inside = _inside(case.x)
-    error = (out - case.x)[..., inside].square().mean(-1)[:, 0]
-    return 10 * (case.x.amax((1, 2, 3)).square() / error).log10()
+def _order(of: str) -> Any:
+    """Share of the six scans in which a measure of the phantoms rises from FBP to Primal-Dual to Primal-Dual UNet."""
 
-
-def ssim(case: Case, out: Tensor) -> Tensor:
-    """Of each image, by scikit-image."""
-    from skimage.metrics import structural_similarity
-
-    pairs = zip(case.x[:, 0].numpy(), out[:, 0].numpy())
-    return torch.tensor([structural_similarity(a, b, data_range=float(a.max())) for a, b in pairs])
-
-
-def _mean(of: Callable[[Case, Tensor], Tensor], real: bool) -> Callable[[Case, Any], float | None]:
-    def value(case: Case, out: Any) -> float | None:
-        if not (case.phantoms or case.points is not None) or (case.points is not None and not real):
-            return None
-        each = of(case, out)
-        return float((each[case.phantoms :] if real else each[: case.phantoms]).mean())
-
-    return value
-
-
-def _rmse(case: Case, out: Tensor) -> Tensor:
-    return (out - case.x).square().mean((1, 2, 3)).sqrt()
-
-
-def _gain(name: str, other: str, case: str) -> Callable[[Results], Interval]:
-    """Mean difference of the phantoms' PSNR, in dB, with a bootstrap interval of 95 % over the phantoms."""
-
-    def value(r: Results) -> Interval:
-        c = r.cases[case]
-        paired = (psnr(c, r.outcomes[case, name]) - psnr(c, r.outcomes[case, other]))[: c.phantoms].numpy()
-        draws = np.random.default_rng(0).choice(paired, (2000, len(paired))).mean(1)
-        return Interval(float(paired.mean()), float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975)))
-
-    return value
-
-
-def _rank(r: Results) -> float:
-    """Of the six scans, those in which the SSIM of FBP, Primal-Dual and Primal-Dual UNet rises in this order."""
-    scans = [c for c in r.cases if c.endswith("views") and r.cases[c].phantoms]
-    values = [[r.value(c, name, "SSIM, phantoms") for name in (FBP, PD, OURS)] for c in scans]
-    return sum(a < b < c for a, b, c in values) / len(values)
-
-
-def _adjoint(dtype: torch.dtype) -> Callable[[Results], float]:
     def value(r: Results) -> float:
-        worst = 0.0
-        for far in (None, 128.0):
-            geometry, near = ("parallel", None) if far is None else ("fan", 64.0)
-            angles = torch.arange(12) * (2 * torch.pi / 12)
-            op = Radon(64, angles, geometry, dtype=dtype, source_distance=far, detector_distance=near)
-            g = torch.Generator().manual_seed(0)
-            x, y = (torch.rand(shape, generator=g, dtype=dtype) for shape in (op.in_shape, op.out_shape))
-            left, right = float((op.A(x) * y).sum()), float((x * op.A_adjoint(y)).sum())
-            worst = max(worst, abs(left - right) / abs(left))
-        return worst
+        found = [[r.value(case, name, of) for name in (FBP, PD, OURS)] for case in SCANS]
+        return sum(a < b < c for a, b, c in found) / len(found)
 
     return value
+
+
+def _wrong(r: Results) -> float:
+    """Trainings in which the PSNR of twelve views does not rise in this order."""
+    cases = [case for case in (MAIN, AGAIN) if case in r.cases]
+    found = [[r.value(case, name, "PSNR, phantoms") for name in (FBP, PD, OURS)] for case in cases]
+    return float(sum(not a < b < c for a, b, c in found))
 
 
 def _same(r: Results) -> float:
@@ -116,66 +76,91 @@ def _same(r: Results) -> float:
     return float((first - after).abs().max() / after.abs().max())
 
 
-def _difference(r: Results) -> float:
-    case = r.cases[RADIAL]
-    return float(
-        (psnr(case, case.physics.A_dagger(case.y).real) - psnr(case, r.outcomes[RADIAL, GRIDDING])).abs().max()
-    )
+def _difference(name: str) -> Any:
+    """Largest difference in PSNR of plain filtered back-projection and a kind of gridding."""
+
+    def value(r: Results) -> float:
+        case = r.cases[RADIAL]
+        projected = psnr(case, case.physics.A_dagger(case.y).real)
+        return float((projected - psnr(case, r.outcomes[RADIAL, name])).abs().max())
+
+    return value
 
 
 # ---- pictures ----
 
 
-def plot(r: Results) -> list[Figure]:
-    """Reconstructions of a real slice, quality over the number of views, and radial MRI."""
-    names = [OURS, PD, POST, TV, FBP]
-    main = scan_name("parallel", 8)
-    case = r.cases[main]
+def _slices(r: Results, case: str, names: list[str], indices: dict[int, str], high: float, caption: str) -> Figure:
+    c = r.cases[case]
     shown: dict[str, Tensor] = {}
-    for index, what in ((case.phantoms, "head"), (case.phantoms + 1, "abdomen")):
-        shown[f"{what}: truth"] = case.x[index, 0]
+    for index, what in indices.items():
+        shown[f"{what}: truth"] = c.x[index, 0]
         for name in names:
-            out = r.outcomes[main, name]
-            shown[f"{name}, {float(psnr(case, out)[index]):.1f} dB"] = out[index, 0]
-    views = [FULL // s for s in SPARSITIES]
+            out = r.outcomes[case, name]
+            shown[f"{what}: {name}, {float(psnr(c, out)[index]):.1f} dB"] = out[index, 0]
+    return pictures(shown, limits=(0.0, high), caption=caption)
 
-    def curves(geometry: str, what: str) -> Figure:
-        cases = [scan_name(geometry, s) for s in SPARSITIES]
-        title = "half a turn of a parallel beam" if geometry == "parallel" else "a whole turn of a fan"
-        return lines(
-            {name: (views, r.series(name, what, cases)) for name in names},
-            x="views", y=what.replace("PSNR", "PSNR in dB"), log="x",
-            caption=f"{what.split(', ')[1].capitalize()}, {title}: higher is better.",
-        )  # fmt: skip
 
-    radial = r.cases[RADIAL]
-    mri = {"liver: truth": radial.x[0, 0], "shoulder: truth": radial.x[1, 0]}
-    for name in (OURS, FBP, GRIDDING):
-        out = r.outcomes[RADIAL, name]
-        for i in range(2):
-            mri[f"{name}, {float(psnr(radial, out)[i]):.1f} dB" + " " * i] = out[i, 0]
+def _curves(r: Results, cases: list[str], names: list[str], what: str, counts: list[int], x: str, title: str) -> Figure:
+    return lines({name: (counts, r.series(name, what, cases)) for name in names}, x=x, log="x",
+                 y=what.replace("PSNR", "PSNR in dB"), caption=f"{title}: higher is better.")  # fmt: skip
+
+
+def plot(r: Results) -> list[Figure]:
+    """Tomography: pictures, quality over views, three people one by one, seconds; and the same of radial MRI."""
+    names, radially = [OURS, PD, POST, TV, FBP], [OURS, PD, TRANSFER, TV, INTERPOLATED, FBP, GRIDDING]
+    case, few = r.cases[MAIN], r.cases[MRI[1]]
+    views, spokes = [FULL // s for s in SPARSITIES], list(SPOKES)
+    beams = {"parallel": "half a turn of a parallel beam", "fan": "a whole turn of a fan"}
+    quality = {"PSNR": psnr, "SSIM": ssim}
+    three = {
+        name: {
+            f"{p}, {c}": v
+            for c in SCANS
+            for p, v in by_person(r.cases[c], psnr(r.cases[c], r.outcomes[c, name])).items()
+        }
+        for name in names
+    }
+    seven = {
+        name: by_person(few, psnr(few, r.outcomes[MRI[1], name])) for name in (OURS, PD, TV, INTERPOLATED, GRIDDING)
+    }
+    tests = "; ".join(
+        f"{count} spokes, {what} above {other}'s {verdict(r, c, OURS, other, of)}"
+        for count, c in zip(SPOKES, MRI)
+        for other in (PD, GRIDDING)
+        for what, of in quality.items()
+    )
+    ct = "; ".join(f"{c}: {verdict(r, c, OURS, PD, psnr)}" for c in SCANS)
+    first = {i: p for p in ("head", "heart", "shoulder") for i in [few.people.index(p)]}
+    time = {
+        n: (views, [r.value(scan_name("parallel", s), n, "seconds") / len(case.x) for s in SPARSITIES]) for n in names
+    }
+    slow = {n: (spokes, [r.value(c, n, "seconds") / len(few.x) for c in MRI]) for n in (OURS, PD, TV, FBP, GRIDDING)}
     return [
-        pictures(shown, limits=(0.0, 2.0), caption="Twelve views of two real slices; the networks had seen none."),
-        curves("parallel", "PSNR, phantoms"), curves("fan", "PSNR, phantoms"), curves("parallel", "PSNR, real slices"),
-        bars({name: {c: r.value(c, name, "SSIM, phantoms") for c in r.cases if r.cases[c].phantoms} for name in names},
-             y="SSIM, phantoms", caption="Structural similarity in all six scans."),
-        pictures(mri, limits=(0.0, 0.8), caption="Radial MRI of two people from 16 spokes: the network was trained for "
-                 "tomography and is given the spokes as a sinogram."),
+        _slices(r, MAIN, names, {case.phantoms: "head", case.phantoms + 1: "abdomen"}, 2.0,
+                "Twelve views of two real slices; the networks had seen none."),
+        *(_curves(r, [scan_name(g, s) for s in SPARSITIES], names, f"{what}, phantoms", views, "views",
+                  f"Phantoms, {beams[g]}") for g in GEOMETRIES for what in quality),
+        bars(three, y="PSNR in dB", caption="Every one of three people, one slice each, in all six scans."),
+        _curves(r, SCANS[:3], names, "PSNR, people", views, "views", f"Mean of the same three people. Phantoms, PSNR "
+                f"above Primal-Dual's with bootstrap interval and Wilcoxon's signed-rank test: {ct}. Lines"),
+        lines(time, x="views", y="seconds a slice", log="xy", caption="Time of a slice of 64 x 64, one thread."),
+        _slices(r, MRI[1], [OURS, PD, TV, FBP, GRIDDING], first, 1.0,
+                "Radial MRI from 12 noisy spokes: three of seven people of whom the networks had seen none."),
+        *(_curves(r, MRI, radially, f"{what}, people", spokes, "spokes", "Radial MRI, mean over seven people")
+          for what in quality),
+        bars(seven, y="PSNR in dB", caption="Every one of the seven people, 12 spokes. Mean gains with a bootstrap "
+             f"interval over people, and Wilcoxon's signed-rank test (seven people: p is 0.016 at best): {tests}."),
+        lines(slow, x="spokes", y="seconds a slice", log="xy", caption="Radial MRI: time of a slice, one thread."),
     ]  # fmt: skip
 
 
-def _scans(case: str) -> bool:
-    return case.endswith("views") and case not in (LARGE, CHANNELS)
-
-
-def _nets(again: bool) -> list[Contender]:
+def _nets() -> list[Contender]:
     roles: dict[str, Any] = {OURS: "method", PD: "baseline", POST: "peer"}
-    names = {(AGAIN.format(name) if again else name): role for name, role in roles.items()}
+    radial: dict[str, Any] = {OURS: "method", PD: "baseline", TRANSFER: "ablation"}
     return [
-        Contender(
-            name, network(name), role, cases=lambda c: _scans(c) or (c == RADIAL and not again), once=True
-        )
-        for name, role in names.items()
+        Contender(name, network(name), role, cases.__contains__, once=True)
+        for who, cases in ((roles, (*SCANS, AGAIN, RADIAL)), (radial, MRI)) for name, role in who.items()
     ]  # fmt: skip
 
 
@@ -183,50 +168,80 @@ _QUALITY = "mean PSNR PDUNet >= PD + 0.5 dB at equal *wall-clock training budget
 _SPEED = "inference time PDUNet(I=2) <= 0.6 x PD(I=10) at 256x256 on CPU"
 _AVERAGE = "averaging channels before projecting gives identical output (<=1e-5) and >= 2x less projector time"
 _ADJOINT = "forward and adjoint agree to 1e-5 (float32) and 1e-10 (float64)"
-_TWELVE = scan_name("parallel", 8)
+_EVERY = (
+    "the learned method against its paper's baseline network and the classical method at every sparsity level in SSIM "
+    "and PSNR"
+)
+_ORDER = "SSIM order FBP < PD (I=5) < PDUNet"
+_WITHIN = "within PSNR 1 dB inside the disc"
+_BACKGROUND = "Where it is behind, it is by the empty background, where Primal-Dual is exact."
+_THREE = "At many views, where little is to be made up, ten rounds fit real slices as well, and their air better."
+_QUALITIES = {"PSNR in dB": psnr, "SSIM": ssim}
+
+
+def _levels(cases: list[str], who: str, others: dict[str, str]) -> list[Bar]:
+    return [
+        Bar(f"{what} above that of {other}, {who}, at the level where least (interval: bootstrap)", "issue 5", _EVERY,
+            ">", 0.0, worst(cases, OURS, other, of), headline=cases is MRI and other == PD, why=why)
+        for other, why in others.items() for what, of in _QUALITIES.items()
+    ]  # fmt: skip
+
 
 claim = Claim(
     key="primal_dual_unet",
     statement=(
         "Two rounds on sinogram and image, with a U-Net for the image, reconstruct phantoms from few views with less "
         "error than the Primal-Dual network's ten rounds of small convolutions, each trained in the same time, and "
-        "three people's real slices with about as much; the same weights reconstruct radial MRI of two people, whose "
-        "spokes are a sinogram's transforms. On the data here, which are free of noise, total variation is better than "
-        "all networks of five minutes' training, by far from 12 views on."
+        "three people's real slices with about as much. In radial MRI of seven people from 24, 12 and 6 noisy spokes, "
+        "whose sinograms are interpolated to 96 angles, both are far ahead of gridding and level with each other; "
+        "half a minute's training is too little there: the network of tomography, given the measured angles alone, "
+        "is as good or better, and at 24 spokes so is the back-projection of the interpolated sinogram. Total "
+        "variation is better than all networks of a few minutes' training, most of all where views are many."
     ),
     paper_figure=(
         "SSIM at sparsity 16: fan-beam CT 0.932 against 0.919 of Primal-Dual, radial MRI of the brain 0.903 against "
         "0.867, of the abdomen 0.957 against 0.949; faster with 2 iterations than with 10 (arXiv 2112.13443)."
     ),
     sizes={
-        "quick": {"phantoms": 12, "large": 256, "retrain": ""},
-        "full": {"phantoms": 40, "large": 256, "retrain": "quick"},
+        "quick": {"phantoms": 12, "slices": 1, "large": 256, "retrain": ""},
+        "full": {"phantoms": 40, "slices": 12, "large": 256, "retrain": "quick"},
     },
     problem=problem,
     contenders=[
-        *_nets(again=False),
-        Contender(FBP, back_projection, "baseline", cases=lambda c: _scans(c) or c == RADIAL, once=True),
-        Contender(TV, total_variation, "peer", cases=_scans, once=True),
-        Contender(GRIDDING, gridding, "peer", cases=RADIAL.__eq__, once=True),
+        *_nets(),
+        Contender(FBP, back_projection, "baseline", cases=(*SCANS, *MRI, AGAIN, RADIAL).__contains__, once=True),
+        Contender(TV, total_variation, "peer", cases=(*SCANS, *MRI).__contains__, once=True),
+        Contender(INTERPOLATED, interpolated, "ablation", cases=MRI.__contains__, once=True),
+        Contender(GRIDDING, lambda c: gridding(c.y, c.physics), "peer", cases=(*MRI, RADIAL).__contains__, once=True),
+        Contender(WINDOWED, lambda c: gridding(c.y, c.physics, window=True), "peer", cases=RADIAL.__eq__, once=True),
         Contender(OURS, partial(infer, primal="unet"), cases=LARGE.__eq__),
         Contender(PD, partial(infer, primal="conv"), "baseline", cases=LARGE.__eq__),
         Contender(FIRST, lambda case: case.physics.A(case.x.mean(1, keepdim=True)), cases=CHANNELS.__eq__),
         Contender(AFTER, lambda case: case.physics.A(case.x).mean(1, keepdim=True), "ablation", cases=CHANNELS.__eq__),
     ],
     measures=[
-        Measure("PSNR, phantoms", "dB", _mean(psnr, False)), Measure("PSNR, real slices", "dB", _mean(psnr, True)),
-        Measure("SSIM, phantoms", "1", _mean(ssim, False)), Measure("SSIM, real slices", "1", _mean(ssim, True)),
-        Measure("RMSE, phantoms", "of water", _mean(_rmse, False)),
+        *(Measure(f"{what}, {who}", unit, mean(of, who == "people"))
+          for what, unit, of in (("PSNR", "dB", psnr), ("SSIM", "1", ssim), ("RMSE", "of the unit", rmse))
+          for who in ("phantoms", "people")),
+        Measure("SSIM inside the body, phantoms", "1", mean(body_ssim, False)),
     ],
     bars=[
         Bar("Twelve views, PSNR above Primal-Dual's, in dB (interval: bootstrap over phantoms)", "card, claim 1",
-            _QUALITY, ">=", 0.5, _gain(OURS, PD, _TWELVE), headline=True),
+            _QUALITY, ">=", 0.5, worst([MAIN], OURS, PD, psnr), headline=True),
         Bar("Twelve views, PSNR above filtered back-projection's, in dB", "card, claim 1", _QUALITY, ">=", 6.0,
-            _gain(OURS, FBP, _TWELVE)),
+            worst([MAIN], OURS, FBP, psnr)),
         Bar("Share of the six scans in which SSIM rises from FBP to Primal-Dual to Primal-Dual UNet", "card, claim 1",
-            "SSIM order FBP < PD (I=5) < PDUNet", ">=", 1.0, _rank, headline=True,
-            why="From 12 views on Primal-Dual, two decibels behind, is level or ahead in SSIM; "
-            "with 6 views, where more must be made up, the U-Net is ahead in both."),
+            _ORDER, ">=", 1.0, _order("SSIM, phantoms"), headline=True,
+            why="It is the empty background, half of each image, that decides: there Primal-Dual, which begins with "
+            "zeros, is exact, and the U-Net leaves ripples of a hundredth, to which SSIM is sensitive where nothing "
+            "varies. Inside the body the order holds in every scan (next bar)."),
+        Bar("The same inside the body, without the empty background", "card, claim 1", _ORDER, ">=", 1.0,
+            _order("SSIM inside the body, phantoms")),
+        *_levels(SCANS, "phantoms", {PD: _BACKGROUND, FBP: ""}),
+        *(Bar(f"Three people, six scans: share of 36 comparisons of PSNR and SSIM in which ahead of {other}", "issue 5",
+              _EVERY, ">=", 1.0, signs(SCANS, OURS, other, (psnr, ssim)), why=_THREE)
+          for other in (PD, FBP)),
+        *_levels(MRI, "radial MRI of seven people", {PD: "", GRIDDING: ""}),
         Bar("256 x 256: time of Primal-Dual UNet over that of Primal-Dual, both in the paper's size", "card, claim 2",
             _SPEED, "<=", 0.6, lambda r: r.ratio(LARGE, OURS, PD), seconds=True,
             why="Two U-Nets take as long as twenty blocks of small convolutions, and a projection a hundredth of a "
@@ -237,12 +252,18 @@ claim = Claim(
             lambda r: r.ratio(CHANNELS, AFTER, FIRST), seconds=True,
             why="The time is that of reading the sparse matrix, once for any number of channels."),
         Bar("Radial MRI: PSNR of filtered back-projection of the spokes' sinogram against gridding, in dB",
-            "card, claim 3", "within PSNR 1 dB inside the disc", "<=", 1.0, _difference,
-            why="The back-projection averages over the width of a bin, which damps the highest frequencies, and with "
-            "them the streaks of 16 spokes: it is the better of the two, by more than the bound allows."),
+            "card, claim 3", _WITHIN, "<=", 1.0, _difference(GRIDDING),
+            why="The back-projection averages over the width of a bin and a pixel, which damps the highest "
+            "frequencies, and with them the streaks of 16 spokes: it is the better of the two. Gridding whose weights "
+            "are damped by the same functions is as good (next bar): there the two are one method."),
+        Bar("The same against gridding with weights averaged alike, in dB", "card, claim 3", _WITHIN, "<=", 1.0,
+            _difference(WINDOWED)),
+        Bar("Trainings whose PSNR at 12 views does not rise from FBP to Primal-Dual to Primal-Dual UNet, of the "
+            "shipped one and, at size full, one of a 25th of its steps", "design, trained methods",
+            "full trains again on a smaller budget and must give the same order", "==", 0.0, _wrong),
         Bar("Forward and adjoint in single precision: relative difference of the inner products", "issue 5", _ADJOINT,
-            "<=", 1e-5, _adjoint(torch.float32)),
-        Bar("Forward and adjoint in double precision", "issue 5", _ADJOINT, "<=", 1e-10, _adjoint(torch.float64)),
+            "<=", 1e-5, adjoint(torch.float32)),
+        Bar("Forward and adjoint in double precision", "issue 5", _ADJOINT, "<=", 1e-10, adjoint(torch.float64)),
     ],
     plot=plot,
     requires=("skimage", "pytorch_finufft"),

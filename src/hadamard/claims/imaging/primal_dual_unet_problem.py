@@ -10,6 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hadamard.claims.imaging.primal_dual_unet_radial import (
+    ALL,
+    SPOKES,
+    acquire,
+    full_sinogram,
+    people,
+    radial,
+    spokes_name,
+)
 from hadamard.claims.imaging.primal_dual_unet_training import (
     FULL,
     GEOMETRIES,
@@ -19,63 +28,49 @@ from hadamard.claims.imaging.primal_dual_unet_training import (
     scan,
     train_one,
 )
-from hadamard.data import ct_slices, ellipses, mr_slices
+from hadamard.data import ct_slices, ellipses, mr_slices, mr_volumes
 from hadamard.imaging import PrimalDualUNet, RadialMRI
 from hadamard.imaging._primal_dual import Term, condat_vu
-from hadamard.operators import Difference, NonUniformFourier, Radon, operator_norm
+from hadamard.operators import Difference, Radon, operator_norm
 from hadamard.training import load_checkpoint
 
 __all__ = [
-    "AFTER",
-    "AGAIN",
-    "CHANNELS",
-    "FBP",
-    "FIRST",
-    "GRIDDING",
-    "LARGE",
-    "OURS",
-    "PD",
-    "POST",
-    "RADIAL",
-    "TV",
-    "Case",
-    "back_projection",
-    "gridding",
-    "infer",
-    "network",
-    "problem",
-    "scan_name",
-    "total_variation",
-    "tune",
-]
+    "AFTER", "AGAIN", "CHANNELS", "FBP", "FIRST", "GRIDDING", "INTERPOLATED", "LARGE", "OURS", "PD", "POST", "RADIAL",
+    "TRANSFER", "TV", "WINDOWED", "Case", "back_projection", "infer", "interpolated", "network", "problem", "scan_name",
+    "total_variation", "tune",
+]  # fmt: skip
 
 OURS, PD, POST, FBP, TV = "Primal-Dual UNet", "Primal-Dual", "FBP and U-Net", "FBP", "total variation"
-GRIDDING = "gridding"
-AGAIN = "{}, trained again"
+GRIDDING, WINDOWED = "gridding", "gridding, averaged over bin and pixel"
+TRANSFER, INTERPOLATED = "Primal-Dual UNet of tomography", "FBP, interpolated"
+AGAIN = "parallel, 12 views, trained again"
 RADIAL, LARGE, CHANNELS = "radial MRI, 16 spokes", "256 x 256, 60 views", "four channels, 256 x 256, 60 views"
 FIRST, AFTER = "average, then project", "project, then average"
-SHIPPED = dict(zip((OURS, PD, POST), NETWORKS))
+TOMOGRAPHY = dict(zip((OURS, PD, POST), NETWORKS))
+RADIALLY = {OURS: "primal_dual_unet_radial", PD: "primal_dual_unet_radial_convolutions"}
 
 # Weight of total variation and step of its solver for each scan, made by
 # `python -c "from hadamard.claims.imaging.primal_dual_unet_problem import tune; print(tune())"`.
 TUNED = {
     "parallel, 24 views": (3e-5, 20.0), "parallel, 12 views": (3e-5, 80.0), "parallel, 6 views": (1e-4, 300.0),
     "fan, 24 views": (3e-5, 20.0), "fan, 12 views": (3e-5, 80.0), "fan, 6 views": (3e-5, 300.0),
+    "radial MRI, 24 noisy spokes": (4e-4, 5.0), "radial MRI, 12 noisy spokes": (2e-4, 5.0),
+    "radial MRI, 6 noisy spokes": (2e-4, 5.0),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Case:
-    """Images (n, 1, N, N), how many of them are phantoms (the others are real), and what a scan sees of them."""
+    """Images (n, 1, N, N), phantoms and then real slices, with whose each of these is, and what a scan sees of them."""
 
     physics: Any
     x: Tensor
     y: Tensor
     phantoms: int = 0
+    people: tuple[str, ...] = ()
     tuned: tuple[float, float] = (1e-4, 10.0)
     nets: Mapping[str, nn.Module] | None = None
-    retrain: bool = False
-    points: Tensor | None = None
+    interpolate: bool = False
 
 
 def scan_name(geometry: str, sparsity: int) -> str:
@@ -83,22 +78,30 @@ def scan_name(geometry: str, sparsity: int) -> str:
     return f"{geometry}, {FULL // sparsity} views"
 
 
-def problem(seed: int, phantoms: int, large: int, retrain: str) -> dict[str, Case]:
+def problem(seed: int, phantoms: int, slices: int, large: int, retrain: str) -> dict[str, Case]:
     """Six scans of phantoms and real slices, radial MRI of real slices, and one large image for the times."""
-    nets = {name: load_checkpoint(file, NETWORKS[file].build()).eval() for name, file in SHIPPED.items()}
-    if retrain:
-        nets |= {
-            AGAIN.format(name): train_one(NETWORKS[file], NETWORKS[file].steps[retrain], 1 + seed, None, "").eval()
-            for name, file in SHIPPED.items()
-        }
-    real = torch.stack(list(ct_slices(SIZE).values()))[:, None]
+    shipped = {name: load_checkpoint(name, network.build()).eval() for name, network in NETWORKS.items()}
+    nets = {who: shipped[name] for who, name in TOMOGRAPHY.items()}
+    slices_ct = ct_slices(SIZE)
+    real = torch.stack(list(slices_ct.values()))[:, None]
     x = torch.cat([ellipses(phantoms, SIZE, generator=torch.Generator().manual_seed(1000 + seed)), real])
     cases = {}
     for geometry in GEOMETRIES:
         for sparsity in SPARSITIES:
             physics, name = scan(geometry, sparsity), scan_name(geometry, sparsity)
-            cases[name] = Case(physics, x, physics(x), phantoms, TUNED[name], nets, bool(retrain))
-    cases[RADIAL] = _radial(nets)
+            cases[name] = Case(physics, x, physics(x), phantoms, tuple(slices_ct), TUNED[name], nets)
+    if retrain:
+        again = {who: _trained(name, retrain, 1 + seed) for who, name in TOMOGRAPHY.items()}
+        cases[AGAIN] = replace(cases[scan_name("parallel", 8)], nets=again)
+    x, whose = people(slices)
+    mri = {who: shipped[name] for who, name in RADIALLY.items()} | {TRANSFER: nets[OURS]}
+    for spokes in SPOKES:
+        turn, name = radial(spokes), spokes_name(spokes)
+        y = acquire(x, turn, torch.Generator().manual_seed(2000 + seed))
+        cases[name] = Case(turn, x, y, 0, whose, TUNED[name], mri, True)
+    two = mr_slices(SIZE)
+    x, turn = torch.stack(list(two.values()))[:, None], radial(16)
+    cases[RADIAL] = Case(turn, x, acquire(x, turn, torch.Generator(), 0.0), 0, tuple(two), nets=nets)
     big = Radon(large, torch.arange(60) * (math.pi / 60))
     image = ellipses(1, large)
     cases[LARGE] = Case(big, image, big(image))
@@ -106,16 +109,8 @@ def problem(seed: int, phantoms: int, large: int, retrain: str) -> dict[str, Cas
     return cases
 
 
-def _radial(nets: Mapping[str, nn.Module]) -> Case:
-    """Spokes of real MR slices, by the non-uniform transform; a pixel's centre is half a pixel off its grid."""
-    physics = RadialMRI(SIZE, torch.arange(16) * (math.pi / 16))
-    P = physics.out_shape[0]
-    k, angles = (torch.arange(P) - P // 2) * (2 * math.pi / P), physics.radon.angles.float()
-    points = torch.stack([-k[:, None] * angles.sin(), k[:, None] * angles.cos()]).flatten(1)
-    x = torch.stack(list(mr_slices(SIZE).values()))[:, None]
-    centred = torch.exp(1j * ((SIZE - 1) / 2 - SIZE // 2) * points.sum(0))
-    spokes = NonUniformFourier(points, (SIZE, SIZE))(x) * centred * (SIZE / math.sqrt(P))
-    return Case(physics, x, spokes.reshape(len(x), 1, *physics.out_shape), nets=nets, points=points)
+def _trained(name: str, size: str, seed: int) -> nn.Module:
+    return train_one(NETWORKS[name], NETWORKS[name].steps[size], seed, None, "").eval()
 
 
 # ---- contenders ----
@@ -127,6 +122,8 @@ def network(name: str) -> Callable[[Case], Tensor]:
     @torch.no_grad()
     def run(case: Case) -> Tensor:
         assert case.nets is not None
+        if case.interpolate and name != TRANSFER:
+            return case.nets[name](full_sinogram(case.y, case.physics), radial(ALL).radon)
         if isinstance(case.physics, RadialMRI):
             return case.nets[name](case.physics.sinogram(case.y), case.physics.radon)
         return case.nets[name](case.y, case.physics)
@@ -136,7 +133,16 @@ def network(name: str) -> Callable[[Case], Tensor]:
 
 def back_projection(case: Case) -> Tensor:
     """Filtered back-projection: for each image the better of the two filters, as an oracle would choose."""
-    sharp, smooth = (_real(case.physics.A_dagger(case.y, filter)) for filter in ("ramp", "hann"))
+    return _better(case, case.physics, case.y)
+
+
+def interpolated(case: Case) -> Tensor:
+    """The same of the sinogram that is interpolated to all angles: what the networks begin with."""
+    return _better(case, radial(ALL).radon, full_sinogram(case.y, case.physics))
+
+
+def _better(case: Case, physics: Any, y: Tensor) -> Tensor:
+    sharp, smooth = (_real(physics.A_dagger(y, filter)) for filter in ("ramp", "hann"))
     better = (sharp - case.x).square().mean((1, 2, 3)) < (smooth - case.x).square().mean((1, 2, 3))
     return torch.where(better[:, None, None, None], sharp, smooth)
 
@@ -146,7 +152,9 @@ def _real(x: Tensor) -> Tensor:
 
 
 def total_variation(case: Case, max_iter: int = 500) -> Tensor:
-    """Least squares and total variation, non-negative, by the method of Chambolle and Pock."""
+    """Least squares and total variation, not negative, by the method of Chambolle and Pock; spokes as projections."""
+    if isinstance(case.physics, RadialMRI):
+        case = replace(case, physics=case.physics.radon, y=case.physics.sinogram(case.y))
     norm = operator_norm(case.physics, 1e-2)
     y, (weight, step) = case.y / norm, case.tuned
     fit = Term(lambda p, s: (p - s * y) / (1 + s), (1 / norm) * case.physics, 1.0)
@@ -158,17 +166,6 @@ def total_variation(case: Case, max_iter: int = 500) -> Tensor:
     start = torch.zeros_like(case.x)
     return condat_vu(None, 0.0, lambda v, tau: v.clamp(min=0), [fit, flat], start, step=step, relaxation=1.9, tol=1e-5,
                      max_iter=max_iter).value  # fmt: skip
-
-
-def gridding(case: Case) -> Tensor:
-    """Density compensation by a ramp and the adjoint of the non-uniform transform."""
-    P, A = case.physics.out_shape
-    assert case.points is not None
-    op = NonUniformFourier(case.points, (SIZE, SIZE))
-    density = case.points.square().sum(0).sqrt() / (2 * math.pi) + (case.points.square().sum(0) == 0) / (4 * P)
-    centred = torch.exp(1j * ((SIZE - 1) / 2 - SIZE // 2) * case.points.sum(0))
-    values = case.y.flatten(2) * density * centred.conj() * math.sqrt(P)
-    return op.A_adjoint(values).real * (SIZE * math.pi / (A * P))
 
 
 @cache
@@ -184,14 +181,17 @@ def infer(case: Case, primal: str) -> Tensor:
 
 
 def tune() -> dict[str, tuple[float, float]]:
-    """Find what gives total variation the least mean square error on phantoms of their own, scan by scan."""
-    x = ellipses(8, SIZE, generator=torch.Generator().manual_seed(7))
-    grid = [(weight, step) for weight in (1e-5, 3e-5, 1e-4, 2e-4, 4e-4, 8e-4) for step in (5.0, 20.0, 80.0, 300.0)]
+    """Find what gives total variation the least mean square error on phantoms, or heads, of their own, scan by scan."""
+    phantoms = ellipses(8, SIZE, generator=torch.Generator().manual_seed(7))
+    heads = torch.cat([volume[20:101:27] for volume in mr_volumes("train", SIZE).values()])[:, None]
+    cases = {scan_name(g, s): Case(scan(g, s), phantoms, scan(g, s)(phantoms)) for g in GEOMETRIES for s in SPARSITIES}
+    for spokes in SPOKES:
+        y = acquire(heads, radial(spokes), torch.Generator().manual_seed(7))
+        cases[spokes_name(spokes)] = Case(radial(spokes), heads, y)
+    weights = (1e-5, 3e-5, 1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)
+    grid = [(weight, step) for weight in weights for step in (5.0, 20.0, 80.0, 300.0)]
     best = {}
-    for geometry in GEOMETRIES:
-        for sparsity in SPARSITIES:
-            physics = scan(geometry, sparsity)
-            case = Case(physics, x, physics(x))
-            errors = [float((total_variation(replace(case, tuned=tuned)) - x).square().mean()) for tuned in grid]
-            best[scan_name(geometry, sparsity)] = grid[int(np.argmin(errors))]
+    for name, case in cases.items():
+        errors = [float((total_variation(replace(case, tuned=t)) - case.x).square().mean()) for t in grid]
+        best[name] = grid[int(np.argmin(errors))]
     return best

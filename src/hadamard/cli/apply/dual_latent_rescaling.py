@@ -1,5 +1,6 @@
 """``hadamard apply dual_latent_rescaling``: a picture in, the small picture out, and the way back."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -11,23 +12,28 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F
 
-from hadamard.cli.files import read_image, write_image
+from hadamard.cli.files import image_info, read_image, write_image
 from hadamard.images import pad_to_multiple
 from hadamard.imaging import DualLatentRescaler
 from hadamard.validation import check_option
 
 __all__ = ["apply"]
 
+_NAME = "hadamard dual_latent_rescaling"  # of the note in a small PNG that says how it was made
+_NOTE = re.compile(r"scale (?P<scale>[24]), from (?P<size>\d+x\d+)")
 _TILE = 128  # side of the tiles that go through the network at a time, in pixels of the small picture
 
 
 def apply(
     image_in: Annotated[Path, typer.Argument(help="The picture: PNG, TIFF, JPEG, ...; colour or grey, any size.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the result goes; its ending says the format.")],
-    scale: Annotated[int, typer.Option(help="How many times smaller or larger: 2 or 4.")] = 2,
+    scale: Annotated[
+        int | None, typer.Option(help="How many times smaller or larger: 2 (by default) or 4; a .png remembers.")
+    ] = None,
     back: Annotated[bool, typer.Option("--back", help="Make IMAGE_IN, which this command made, large again.")] = False,
     size: Annotated[
-        str | None, typer.Option(help="--back: WIDTHxHEIGHT of the original, where they are no multiples of the scale.")
+        str | None,
+        typer.Option(help="--back: WIDTHxHEIGHT of the original, where odd; a .png remembers."),
     ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="A PNG of input, result and ten times the error, side by side.")
@@ -38,10 +44,12 @@ def apply(
     """Make a picture 2 or 4 times smaller such that --back restores more than interpolation does.
 
     The small picture must be kept without loss: PNG or TIFF, not JPEG. A width or height that is no multiple of the
-    scale is filled up with mirrored pixels, which --back --size cuts off again. The error in the picture is that of the
+    scale is filled up with mirrored pixels, which --back cuts off again. Colour profile, EXIF data and the size in
+    print are kept, transparency is not. The error in the picture is that of the
     restored image; without --truth, that of the small picture which the restored one gives again.
     """
-    check_option(scale, "--scale", (2, 4))
+    if scale is not None:
+        check_option(scale, "--scale", (2, 4))
     for name, value in (("--size", size), ("--truth", truth)):
         if value is not None and not back:
             raise ValueError(f"{name} goes with --back")
@@ -49,7 +57,17 @@ def apply(
         raise ValueError(f"{picture}: --picture must end in .png")
     if not back and out.suffix.lower() in (".jpg", ".jpeg", ".webp"):
         raise ValueError(f"{out}: the way back needs every bit of the small picture, write a .png or .tiff")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"{out}: no folder {out.parent}")
     x, grey = _read(image_in)
+    info = image_info(image_in)
+    made = _NOTE.fullmatch(info["text"].pop(_NAME, "")) if back else None
+    if made:
+        if scale not in (None, int(made["scale"])):
+            raise ValueError(f"{image_in}: was made with --scale {made['scale']}, got {scale}")
+        scale, size = int(made["scale"]), size or made["size"]
+    scale = scale or 2
+    info |= {"dpi": tuple(v * (scale if back else 1 / scale) for v in info["dpi"])} if "dpi" in info else {}
     network = DualLatentRescaler.pretrained(scale)
     if back:
         shape = _shape(size, [scale * n for n in x.shape[-2:]], scale)
@@ -68,10 +86,11 @@ def apply(
         if picture is not None:
             restored = crop(_in_tiles(network, result, True, "checking", progress))
             _show(picture, x, result, restored - x)
-        if larger is not x:
-            width, height = x.shape[-1], x.shape[-2]
+        width, height = x.shape[-1], x.shape[-2]
+        info["text"][_NAME] = f"scale {scale}, from {width}x{height}"
+        if larger is not x and out.suffix.lower() != ".png":
             typer.echo(f"{width} by {height} is no multiple of {scale}: --back needs --size {width}x{height}", err=True)
-    write_image(out, _pixels(result, grey))
+    write_image(out, _pixels(result, grey), info)
     typer.echo(f"wrote {out}: {result.shape[-1]} by {result.shape[-2]}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import typer
 
 from hadamard.claims.imaging.robust_unmixing_problem import match_columns
-from hadamard.cli.cubes import read_cube, write_maps
+from hadamard.cli.cubes import check_out, read_cube, write_maps
 from hadamard.cli.files import read_array, write_image
 from hadamard.imaging import unmix_cube
 
@@ -37,14 +37,13 @@ def apply(
     and, with --reference, the true maps and five times the errors.
     """
     cube = read_cube(source, key)
+    check_out(out, cube)
     truth = None
     if reference is not None:
         truth = read_array(reference)
         wanted = (*cube.values.shape[:2], endmembers)
         if truth.shape != wanted:
             raise ValueError(f"{reference}: expected abundances of shape {wanted}, got {truth.shape}")
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"{out}: no folder {out.parent}")
     result = unmix_cube(
         cube.values, endmembers, init=init, reg_scale=reg_scale, max_iter=max_iter, verbose=progress,
         random_state=seed,
