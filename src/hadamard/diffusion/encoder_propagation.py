@@ -8,22 +8,16 @@ step can be decoded as one batch.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hadamard.diffusion._inheritance import Clock, Inheritance, repeated, timestep_of
-from hadamard.validation import check_option, check_range
+from hadamard.diffusion._accelerated import Accelerated, KeySteps, name_of
+from hadamard.diffusion._inheritance import Inheritance, repeated
+from hadamard.validation import check_range
 
-__all__ = ["KEY_STEPS", "EncoderPropagation"]
-
-KEY_STEPS = {
-    "50ls": (0, 1, 2, 3, 5, 10, 15, 25, 35),
-    "50if": (0, 1, 2, 3, 5, 10, 15, 25, 35, 40),
-}
-"""Key steps of 50 that the authors use: for Stable Diffusion, and for DeepFloyd IF."""
+__all__ = ["EncoderPropagation"]
 
 
-class EncoderPropagation:
+class EncoderPropagation(Accelerated):
     """Make a trained diffusion model sample faster, without training, by running its encoder at key steps only.
 
     Convolution in, down blocks and middle block run at the key steps; the up blocks run at every step. With every step
@@ -35,9 +29,10 @@ class EncoderPropagation:
         A diffusers pipeline with a ``unet`` (and, for the key steps that depend on the number of steps, a
         ``scheduler``), or a ``UNet2DModel`` or ``UNet2DConditionModel``.
     key_steps
-        Which steps run the encoder, counted from 0 at the noisiest: a name of :data:`KEY_STEPS` (positions out of 50,
-        scaled to the number of steps), a whole number m (every m-th), the steps themselves, or a function of the step
-        and the number of steps. Step 0 must be among them.
+        Which steps run the encoder, counted from 0 at the noisiest: ``"50ls"`` or ``"50if"`` (the authors' for Stable
+        Diffusion and for DeepFloyd IF, positions out of 50 that are scaled to the number of steps), a whole number m
+        (every m-th), the steps themselves, or a function of the step and the number of steps. Step 0 must be among
+        them.
     parallel
         Decode all steps up to the next key step in one batch when the first of them is asked for. The samples are the
         same but for rounding; it pays while one sample does not fill the device, and needs a pipeline, whose scheduler
@@ -99,86 +94,42 @@ class EncoderPropagation:
         noise_injection: float = 0.0,
         injection_tau: float = 0.5,
     ) -> None:
-        self.unet = getattr(model, "unet", model)
-        self.scheduler: Any = getattr(model, "scheduler", None)
-        parts = ("conv_in", "down_blocks", "mid_block", "up_blocks")
-        if not isinstance(self.unet, nn.Module) or not all(hasattr(self.unet, part) for part in parts):
-            raise TypeError(f"model must be, or have as unet, a UNet with {', '.join(parts)}, got {_name(self.unet)}")
+        super().__init__(model)
         self.controlnet = getattr(model, "controlnet", None)
-        self.key_steps = _checked(key_steps)
+        self.key_steps = KeySteps(key_steps)
         self.max_parallel = check_range(max_parallel, "max_parallel", 1, integer=True) if parallel else 1
         self.noise_injection = check_range(noise_injection, "noise_injection", 0)
         self.injection_tau = check_range(injection_tau, "injection_tau", 0, 1)
-        if self.scheduler is None and (
-            parallel or noise_injection or isinstance(key_steps, str) or callable(key_steps)
-        ):
+        if self.scheduler is None and (parallel or noise_injection or self.key_steps.need_steps):
             raise ValueError(
                 "model must be a pipeline with a scheduler for parallel, noise_injection, and key_steps that depend on "
-                f"the number of steps, got {_name(model)}"
+                f"the number of steps, got {name_of(model)}"
             )
-        self.calls = self.key_calls = 0
-        self._clock, self._inheritance = Clock(), Inheritance()
+        self.key_calls = 0
+        self._inheritance = Inheritance()
         self._ahead: list[Any] = []
-        self._times = torch.empty(0)
-        self._shape: tuple[Any, ...] = ()
 
-    def enable(self) -> "EncoderPropagation":
-        """Exchange the forward passes; the pipeline is used as before. A second call does nothing."""
-        if self.enabled:
-            return self
-        if getattr(self.scheduler, "order", 1) > 1:
-            raise ValueError(
-                f"the scheduler must call the network once a step, got {_name(self.scheduler)} of order "
-                f"{self.scheduler.order}"
-            )
-        self._clock, self.calls, self.key_calls = Clock(), 0, 0
+    def _exchange(self) -> None:
+        self.key_calls = 0
+        self._ahead.clear()
         middle = [self.unet.mid_block] if self.unet.mid_block is not None else []
-        self._inheritance.inherit([self.unet.conv_in, *self.unet.down_blocks, *middle])
-        self._inheritance.patch(self.unet, self._wrapped(self.unet.forward))
+        self._inheritance.inherit([self.unet.conv_in, *self.unet.down_blocks, *middle], self._patches)
         if isinstance(self.controlnet, nn.Module):
-            self._inheritance.patch(self.controlnet, self._wrapped_controlnet(self.controlnet.forward))
+            self._patches.patch(self.controlnet, self._wrapped_controlnet(self.controlnet.forward))
         if self.noise_injection:
-            self._inheritance.patch(self.scheduler, self._wrapped_step(self.scheduler.step), "step")
-        return self
+            self._patches.patch(self.scheduler, self._wrapped_step(self.scheduler.step), "step")
 
     def disable(self) -> None:
         """Put the model back as it was."""
-        self._inheritance.restore()
+        super().disable()
+        self._inheritance.forget()
         self._ahead.clear()
-
-    @property
-    def enabled(self) -> bool:
-        """Whether the model's forward passes are exchanged."""
-        return self._inheritance.active
-
-    def __enter__(self) -> "EncoderPropagation":
-        return self.enable()
-
-    def __exit__(self, *_: object) -> None:
-        self.disable()
-
-    def is_key(self, step: int, steps: int) -> bool:
-        """Say whether a step of so many runs the encoder."""
-        keys = self.key_steps
-        if isinstance(keys, int):
-            return step % keys == 0
-        if isinstance(keys, str):
-            return step in {round(k * steps / 50) for k in KEY_STEPS[keys]}
-        if callable(keys):
-            return step == 0 or bool(keys(step, steps))
-        if steps and max(keys) >= steps:
-            raise ValueError(f"key_steps must be below the number of steps, {steps}, got {max(keys)}")
-        return step in keys
 
     def _wrapped(self, run: Callable[..., Any]) -> Callable[..., Any]:
         def forward(sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
-            step = self._clock.tick(timestep)
-            if step == 0:
-                self._times = self._times_from(timestep)
-            shape = (sample.shape, sample.dtype, sample.device)
-            fresh = step == 0 or shape != self._shape or self.is_key(step, len(self._times))
-            self._shape, self._inheritance.fresh = shape, fresh
-            self.calls, self.key_calls = self.calls + 1, self.key_calls + fresh
+            step, fresh = self._began(sample, timestep)
+            fresh = fresh or self.key_steps(step, len(self._times))
+            self._inheritance.fresh, self.key_calls = fresh, self.key_calls + fresh
             ahead = [] if fresh else self._ahead
             times = self._times[step : self._end(step)]
             self._ahead = ahead or (self._decoded(run, sample, times, args, kwargs) if len(times) > 1 else [])
@@ -193,7 +144,7 @@ class EncoderPropagation:
     def _end(self, step: int) -> int:
         """Where the batch that begins at a step ends: before the next key step."""
         end, steps = step + 1, len(self._times)
-        while end < min(step + self.max_parallel, steps) and not self.is_key(end, steps):
+        while end < min(step + self.max_parallel, steps) and not self.key_steps(end, steps):
             end += 1
         return end
 
@@ -211,14 +162,6 @@ class EncoderPropagation:
         parts = [out[0][j::copies] for j in range(copies)]
         return [(part,) if isinstance(out, tuple) else type(out)(sample=part) for part in parts]
 
-    def _times_from(self, timestep: Tensor | float) -> Tensor:
-        """The timesteps of this generation, which begins in their middle where a picture is given."""
-        if self.scheduler is None:
-            return torch.empty(0)
-        times = self.scheduler.timesteps
-        first = (times == timestep_of(timestep)).nonzero()
-        return times[int(first[0]) :] if len(first) else times[:0]
-
     def _wrapped_controlnet(self, run: Callable[..., Any]) -> Callable[..., Any]:
         """Run a ControlNet, which diffusers calls before the UNet, at key steps only."""
         stored: list[Any] = []
@@ -226,7 +169,7 @@ class EncoderPropagation:
         def forward(sample: Tensor, timestep: Tensor | float, *args: Any, **kwargs: Any) -> Any:
             step = self._clock.peek(timestep)
             times = self._times_from(timestep) if step == 0 else self._times
-            if step == 0 or not stored or self.is_key(step, len(times)):
+            if step == 0 or not stored or self.key_steps(step, len(times)):
                 stored[:] = [run(sample, timestep, *args, **kwargs)]
             return stored[0]
 
@@ -254,23 +197,3 @@ class EncoderPropagation:
 
 
 _ADAPTERS = ("down_intrablock_additional_residuals", "down_block_additional_residuals")
-
-
-def _checked(
-    key_steps: str | int | Sequence[int] | Callable[[int, int], bool],
-) -> str | int | frozenset[int] | Callable[[int, int], bool]:
-    """Key steps that can be asked."""
-    if isinstance(key_steps, str):
-        return check_option(key_steps, "key_steps", KEY_STEPS)
-    if isinstance(key_steps, int):
-        return check_range(key_steps, "key_steps", 1, integer=True)
-    if callable(key_steps):
-        return key_steps
-    keys = frozenset(check_range(k, "key_steps", 0, integer=True) for k in key_steps)
-    if 0 not in keys:
-        raise ValueError(f"key_steps must hold step 0, got {sorted(keys) or 'none'}")
-    return keys
-
-
-def _name(thing: Any) -> str:
-    return type(thing).__name__

@@ -8,17 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from hadamard.claims import Bar, Claim, Contender, Measure, Results
-from hadamard.claims.diffusion import clothes
+from hadamard.claims.diffusion import clothes, stable
 from hadamard.claims.plots import lines, pictures
-from hadamard.diffusion import EncoderPropagation
-from hadamard.diffusion._inheritance import Clock, Inheritance
-
-clothes.torchvision_shim.install()
-from diffusers import DDIMScheduler, UNet2DConditionModel  # noqa: E402
+from hadamard.diffusion import EncoderPropagation, FeatureInheritance
 
 __all__ = ["claim", "train"]
 
@@ -26,8 +21,7 @@ OURS, PLAIN, FEWER, DEEP = "hadamard", "every step", "fewer plain steps", "deep 
 SAMPLES, TRUE, SMALL, CHANGE = "samples", "Stable Diffusion 1.5", "its blocks, narrower", "change of features"
 _STEPS = 50
 _KEYS: tuple[str | int, ...] = (2, 3, 4, 5, "50ls")
-_INTERVALS, _COUNTS = (2, 3, 5), (40, 34, 25, 17, 10)
-_BLOCKS = ("CrossAttn",) * 3 + ("",)
+_INTERVALS, _COUNTS = (2, 3, 5), (40, 25, 10)
 
 
 def train(size: str = "full", out: str | Path | None = None, resume: bool = True) -> list[Path]:
@@ -49,34 +43,20 @@ class _Samples:
             return {"50": (self._sample(_STEPS), 1.0)}
         if kind == FEWER:
             return {f"{n} steps": (self._sample(n), n / _STEPS) for n in _COUNTS}
-        full, encoder, deep = _shares(self.net, self.noise[:1], torch.tensor(0), self.labels[:1])
         if kind == DEEP:
-            return {f"every {m}": (self._deep(m), _cost(_ceil(m), 1 - deep / full)) for m in _INTERVALS}
-        found = {}
-        for keys in _KEYS:
-            schedule = clothes.scheduler(timestep_spacing="trailing")
-            with EncoderPropagation(SimpleNamespace(unet=self.net, scheduler=schedule), keys) as fast:
-                x = clothes.sample(self.net, self.noise, self.labels, _STEPS, schedule)
-            found[keys if isinstance(keys, str) else f"every {keys}"] = x, _cost(fast.key_calls, 1 - encoder / full)
-        return found
+            return {f"every {m}": self._inherited("deep", m) for m in _INTERVALS}
+        return {keys if isinstance(keys, str) else f"every {keys}": self._inherited("encoder", keys) for keys in _KEYS}
 
     def _sample(self, steps: int) -> Tensor:
         return clothes.sample(self.net, self.noise, self.labels, steps)
 
-    def _deep(self, interval: int) -> Tensor:
-        """Sample with all but the outermost blocks stored between every so many steps."""
-        inner, clock, run = Inheritance(), Clock(), self.net.forward
-
-        def forward(x: Tensor, t: Tensor, *args: Any) -> Any:
-            inner.fresh = clock.tick(t) % interval == 0
-            return run(x, t, *args)
-
-        inner.inherit([*self.net.down_blocks[1:], self.net.mid_block, *self.net.up_blocks[:-1]])
-        inner.patch(self.net, forward)
-        try:
-            return self._sample(_STEPS)
-        finally:
-            inner.restore()
+    def _inherited(self, preset: str, keys: str | int) -> tuple[Tensor, float]:
+        schedule = clothes.scheduler(timestep_spacing="trailing")
+        pipe = SimpleNamespace(unet=self.net, scheduler=schedule)
+        counted = FeatureInheritance(pipe, preset, key_steps=keys)
+        cost = counted.share(_STEPS, self.noise[:1], torch.tensor(0), self.labels[:1])
+        with counted if preset == "deep" else EncoderPropagation(pipe, keys):
+            return clothes.sample(self.net, self.noise, self.labels, _STEPS, schedule), cost
 
 
 @dataclass(frozen=True)
@@ -97,7 +77,8 @@ class _Change:
             for half, blocks in halves.items()
             for block, store in zip(blocks, seen[half])
         ]
-        self.samples(PLAIN)
+        case = self.samples
+        clothes.sample(net, case.noise[:1], case.labels[:1], _STEPS)
         for hook in hooks:
             hook.remove()
         change = lambda a, b: float((b - a).norm() / a.norm())  # noqa: E731
@@ -114,69 +95,16 @@ class _Stable:
     net: Any
     latent: Tensor
     text: Tensor
-    count: bool
 
     def __call__(self, kind: str) -> Any:
-        """Operations in all and of encoder and middle; or the last latent."""
-        if self.count:
-            full, encoder, _ = _shares(self.net, self.latent, torch.tensor(0), self.text)
-            return {"operations": full / 1e9, "encoder": encoder / full}
-        schedule = DDIMScheduler(timestep_spacing="trailing")
-        schedule.set_timesteps(_STEPS)
-        fast = EncoderPropagation(SimpleNamespace(unet=self.net, scheduler=schedule), 1 if kind == PLAIN else "50ls")
-        x = self.latent
-        with torch.no_grad(), fast:
-            for t in schedule.timesteps:
-                x = schedule.step(self.net(x, t, self.text).sample, t, x).prev_sample
-        return x
-
-
-def _stable(width: int, latent: int, device: str) -> _Stable:
-    with torch.device(device), torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        net = UNet2DConditionModel(
-            sample_size=latent,
-            cross_attention_dim=768,
-            block_out_channels=(width, 2 * width, 4 * width, 4 * width),
-            down_block_types=[f"{kind}DownBlock2D" for kind in _BLOCKS],
-            up_block_types=[f"{kind}UpBlock2D" for kind in reversed(_BLOCKS)],
-            norm_num_groups=32,
-        )
-        return _Stable(
-            net.eval(), torch.randn(1, 4, latent, latent), torch.randn(1, 77, 768), device == "meta"
-        )  # fmt: skip
-
-
-@torch.no_grad()
-def _shares(net: Any, *inputs: Tensor) -> tuple[float, float, float]:
-    """Multiplications and additions of one call: all, those of encoder and middle, those that deep caching stores."""
-
-    def counted(modules: list[nn.Module]) -> float:
-        stored = Inheritance()
-        stored.inherit(modules)
-        try:
-            net(*inputs)
-            stored.fresh = False
-            with FlopCounterMode(display=False) as counter:
-                net(*inputs)
-        finally:
-            stored.restore()
-        return counter.get_total_flops() / 2
-
-    with FlopCounterMode(display=False) as counter:
-        net(*inputs)
-    full = counter.get_total_flops() / 2
-    encoder = full - counted([net.conv_in, *net.down_blocks, net.mid_block])
-    return full, encoder, full - counted([*net.down_blocks[1:], net.mid_block, *net.up_blocks[:-1]])
-
-
-def _ceil(interval: int) -> int:
-    return -(-_STEPS // interval)
-
-
-def _cost(keys: int, rest: float) -> float:
-    """Share of the operations where so many calls of 50 are whole and the others take ``rest`` of one."""
-    return (keys + (_STEPS - keys) * rest) / _STEPS
+        """The share of the operations; or the last latent."""
+        schedule = clothes.scheduler(timestep_spacing="trailing")
+        pipe = SimpleNamespace(unet=self.net, scheduler=schedule)
+        if self.net.device.type == "meta":
+            fast = FeatureInheritance(pipe, "encoder", key_steps="50ls")
+            return fast.share(_STEPS, self.latent, torch.tensor(0), self.text)
+        with EncoderPropagation(pipe, 1 if kind == PLAIN else "50ls"):
+            return stable.denoised(self.net, self.latent, self.text, schedule, _STEPS)
 
 
 def _problem(seed: int, count: int, width: int, latent: int) -> Mapping[str, Any]:
@@ -186,8 +114,8 @@ def _problem(seed: int, count: int, width: int, latent: int) -> Mapping[str, Any
     return {
         SAMPLES: samples,
         CHANGE: _Change(samples),
-        TRUE: _stable(320, 64, "meta"),
-        SMALL: _stable(width, latent, "cpu"),
+        TRUE: _Stable(*stable.network(device="meta")),
+        SMALL: _Stable(*stable.network(width, latent)),
     }
 
 
@@ -208,17 +136,12 @@ def _rises(r: Results) -> float:
     return sum(b < a for a, b in pairwise(found))
 
 
-def _saved(r: Results) -> float:
-    return _cost(9, 1 - r.outcomes[TRUE, OURS]["encoder"])
-
-
 def _agree(case: Any, outcomes: Mapping[str, Any]) -> str:
     if not isinstance(case, _Samples) or PLAIN not in outcomes:
         return ""
-    schedule = clothes.scheduler(timestep_spacing="trailing")
-    with EncoderPropagation(SimpleNamespace(unet=case.net, scheduler=schedule), 1):
-        same = clothes.sample(case.net, case.noise, case.labels, _STEPS, schedule)
-    return "" if torch.equal(same, outcomes[PLAIN]["50"][0]) else "with every step a key step the samples differ"
+    with EncoderPropagation(case.net, 1):
+        same = case._sample(10)
+    return "" if torch.equal(same, case._sample(10)) else "with every step a key step the samples differ"
 
 
 def _plot(r: Results) -> list[dict[str, Any]]:
@@ -264,7 +187,7 @@ claim = Claim(
     "there the method does not pay.",
     paper_figure="Stable Diffusion, DDIM with 50 steps: 41 % less time at unchanged FID; DeepFloyd IF 24 % less "
     "(abstract), on a GPU, where steps decoded in parallel fill it.",
-    sizes={"quick": {"count": 4, "width": 32, "latent": 8}, "full": {"count": 100, "width": 64, "latent": 32}},
+    sizes={"quick": {"count": 3, "width": 32, "latent": 8}, "full": {"count": 100, "width": 64, "latent": 32}},
     problem=_problem,
     contenders=[
         _contender(OURS, "method", lambda c: c in (SAMPLES, TRUE)),
@@ -275,8 +198,7 @@ claim = Claim(
         _contender(DEEP, "peer", lambda c: c == SAMPLES),
     ],
     measures=[
-        Measure("operations", "GMAC", lambda case, out: out["operations"] if isinstance(case, _Stable) and case.count
-                else None),
+        Measure("share of the operations", "", lambda case, out: out if isinstance(out, float) else None),
         Measure("mean change, encoder", "", lambda case, out: sum(out["encoder"]) / len(out["encoder"])
                 if isinstance(case, _Change) else None),
         Measure("mean change, decoder", "", lambda case, out: sum(out["decoder"]) / len(out["decoder"])
@@ -284,7 +206,7 @@ claim = Claim(
     ],
     bars=[
         Bar("Stable Diffusion 1.5, nine key steps of 50: share of the operations", "card, claim 1", _C1, "<=", 0.74,
-            _saved, headline=True),
+            lambda r: r.outcomes[TRUE, OURS], headline=True),
         Bar("the same blocks, narrower, on the CPU: share of the time", "card, claim 1", _C1, "<=", 0.85,
             lambda r: r.ratio(SMALL, OURS, PLAIN), seconds=True),
         Bar("distance to the full sampler, every second step a key step, over that of 25 plain steps", "card, claim 2",
