@@ -53,6 +53,8 @@ def test_images_in_other_units_with_a_reference(run, slices, scan):
     assert (found - slices).norm() < 0.8 * (start - slices).norm()
     assert read_image("out.png").shape == (64, 3 * 64)
     assert "error" in said
+    assert run("in.npz", "--out", "again.npz", *words[:-2])[0] == 0
+    np.testing.assert_array_equal(read_image("again.png"), read_image("out.png"))  # by itself, beside the result
 
 
 def test_nifti_keeps_its_geometry(run, slices):
@@ -100,6 +102,8 @@ SINO = {"sinogram": np.ones((24, 8)), "angles": np.arange(8.0)}
         ({"image": np.ones((4, 9))}, ["--images"], "slices must have at least 8 x 8 pixels"),
         ({"image": np.ones((9, 8))}, ["--images", "--views", "4"], "slices to be scanned must be square"),
         ({"image": np.ones((9, 8))}, ["--images", "--reference", "none.npz"], "none.npz: no such file"),
+        ({"image": np.ones((9, 8))}, ["--images", "--reference", "in.npz", "--key", "truth"], "no array 'truth'"),
+        ({"image": np.ones((9, 8))}, ["--images", "--picture", "out.jpg"], "out.jpg: --picture must end in .png"),
     ],
 )
 def test_bad_input_is_one_line(arrays, words, message, run):
@@ -108,6 +112,13 @@ def test_bad_input_is_one_line(arrays, words, message, run):
     assert code == 2
     assert message in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_only_a_slice_of_a_dicom_file_becomes_one(run):
+    np.savez("in.npz", image=np.ones((2, 9, 8)))
+    code, _, error = run("in.npz", "--images", "--out", "out.dcm")
+    assert code == 2
+    assert "out.dcm: a DICOM file can be written where SOURCE is one" in error
 
 
 def test_truncated_dicom(run, tmp_path):

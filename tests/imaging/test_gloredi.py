@@ -131,7 +131,9 @@ def test_layer_in_half_precision():
 # ---- the network ----
 
 
-@pytest.mark.parametrize("options", [{}, {"global_skip": True}, {"in_channels": 2}, {"n_enc": 0, "n_dec": 0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"global_skip": True}, {"in_channels": 2}, {"n_enc": 0, "n_dec": 0}, {"downsamplings": 1}]
+)
 @pytest.mark.parametrize("size", [(16, 16), (9, 22), (8, 13)])
 def test_any_size(options, size):
     network = small(**options)
@@ -149,6 +151,15 @@ def test_forward_is_encode_and_decode():
     assert g.shape == (2, 16, 3, 4)
     torch.testing.assert_close(network(x), network.decode(g).sigmoid())
     torch.testing.assert_close(small(global_skip=True).eval()(x), x + network.decode(g))
+
+
+@pytest.mark.parametrize(("downsamplings", "shape"), [(1, (2, 8, 16, 24)), (2, (2, 16, 8, 12)), (3, (2, 32, 4, 6))])
+def test_how_coarse_the_grid_is(downsamplings, shape):
+    network, x = small(downsamplings=downsamplings), images(2, 1, 32, 48)
+    assert network.encode(x).shape == shape
+    assert network(x).shape == x.shape
+    assert network.encoder[downsamplings][0].spectral is None  # there are no global channels yet
+    assert network.encoder[downsamplings + 1].layers[0][0].spectral is not None
 
 
 def test_all_of_the_representation_is_decoded():
@@ -405,6 +416,9 @@ def test_photons():
         (lambda: GloReNet(global_ratio=-0.1), "global_ratio must be >= 0 and <= 1, got -0.1"),
         (lambda: small()(images(1, 1, 7, 9)), r"x must have at least 8 x 8 pixels, got \(7, 9\)"),
         (lambda: small().encode(images(1, 1, 10, 12)), r"multiples of 4, got \(10, 12\)"),
+        (lambda: small(downsamplings=1).encode(images(1, 1, 9, 12)), r"multiples of 2, got \(9, 12\)"),
+        (lambda: small(downsamplings=3)(images(1, 1, 15, 32)), r"x must have at least 16 x 16 pixels, got"),
+        (lambda: GloReNet(downsamplings=0), "downsamplings must be >= 1, got 0"),
         (lambda: small()(1000 * images(1, 1, 8, 8)), r"windowed to about \[0, 1\], got values from .* to 99"),
         (lambda: small()(images(1, 1, 8, 8) / 0 - 1), "x must be finite"),
         (lambda: GloReDistiller(small(), momentum=2), "momentum must be >= 0 and <= 1, got 2"),

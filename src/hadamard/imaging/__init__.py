@@ -9,7 +9,8 @@ from hadamard.imaging.dual_latent_rescaling import DualLatentRescaler, PictureAn
 from hadamard.imaging.endmembers import fcls, noisy_bands, spa, vca
 from hadamard.imaging.fast_fourier_conv import FastFourierConv2d, FourierUnit
 from hadamard.imaging.fourier_pd import FourierPrimalDual
-from hadamard.imaging.gloredi import GloReDistiller, GloReNet
+from hadamard.imaging.glore_distiller import GloReDistiller
+from hadamard.imaging.gloredi import GloReNet
 from hadamard.imaging.hounsfield import attenuation, hounsfield, unwindow, window
 from hadamard.imaging.image_hiding import DualLatentHider, Hidden, Revealed
 from hadamard.imaging.learned_proximal import LearnedProximal, pretrained

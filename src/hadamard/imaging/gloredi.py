@@ -10,54 +10,62 @@ Z. Li, C. Ma, J. Chen, J. Zhang, H. Shan. Learning to Distill Global Representat
 arXiv:2308.08463.
 """
 
-import copy
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from hadamard.images import pad_to_multiple
-from hadamard.imaging.distillation import BandPassContrastive, DirectionalDistillation
 from hadamard.imaging.fast_fourier_conv import FastFourierConv2d
 from hadamard.training import load_checkpoint
 from hadamard.validation import check_range, check_tensor
 
-__all__ = ["GloReDistiller", "GloReNet"]
+__all__ = ["GloReNet"]
 
-_LEAST = 8  # pixels along a side: two on the coarsest grid
+_LEAST = 8  # pixels along a side, and two on the coarse grid
 _FAR = 16.0  # from [0, 1]: what no filtered back-projection of an image in [0, 1] reaches, and Hounsfield units do
 
 
 class GloReNet(nn.Module):
-    """An encoder and a decoder of fast Fourier convolutions, on a grid four times as coarse as the image.
+    """An encoder and a decoder of fast Fourier convolutions, on a grid coarser than the image.
 
     Parameters
     ----------
     in_channels
         Of the images, before and after.
     width
-        Channels at full resolution; four times as many on the coarse grid.
+        Channels at full resolution; twice as many after each downsampling.
     n_enc, n_dec
         Residual blocks of the encoder and of the decoder.
     global_ratio
         Share of the coarse grid's channels that are global, in [0, 1]: 0 makes it a network of 3x3 convolutions.
     global_skip
         Add the network's output to the image that it was given, instead of confining it to [0, 1] by a sigmoid.
+    downsamplings
+        How often the encoder halves height and width, in 1, 2, ...
 
     Raises
     ------
     TypeError
         If an image is complex.
     ValueError
-        If a number is out of range; if an image is not finite, smaller than 8 x 8 pixels, or far outside [0, 1].
+        If a number is out of range; if an image is not finite, smaller than 8 x 8 pixels or 2 x 2 cells of the grid, or
+        far outside [0, 1].
 
     Notes
     -----
     Images are windowed to [0, 1] first (:func:`~hadamard.imaging.window`), not given in Hounsfield units. In training,
     batches of one image are normalised by that image's own statistics; larger batches are better.
 
-    Where it departs from the paper's program: there, the decoder takes the first three quarters of the channels for the
+    Both ``global_skip`` and the number of downsamplings are options of the paper's program, which trains for 150 epochs
+    on images of 256 x 256 pixels without the former and with two of the latter. All detail is then drawn anew from the
+    coarse grid, which takes long to learn. With a skip, what the input shows is there from the start, which helps where
+    there are many views; but then the streaks have to be drawn to be taken away, which takes long to learn where there
+    are few.
+
+    Where it departs from the paper's program: there, a skip is added to what the sigmoid gives, which takes nothing
+    away; here, to what the decoder gives. There, the decoder takes the first three quarters of the channels for the
     global ones (the encoder's are the last), so that a quarter is never decoded; here, the split is the encoder's.
 
     When not to use it: where the sinogram is at hand and time is not short, in which case
@@ -82,6 +90,7 @@ class GloReNet(nn.Module):
         global_ratio: float = 0.75,
         *,
         global_skip: bool = False,
+        downsamplings: int = 2,
     ) -> None:
         super().__init__()
         for name, number in {"in_channels": in_channels, "width": width}.items():
@@ -89,17 +98,19 @@ class GloReNet(nn.Module):
         for name, number in {"n_enc": n_enc, "n_dec": n_dec}.items():
             check_range(number, name, 0, integer=True)
         check_range(global_ratio, "global_ratio", 0, 1)
-        self.global_skip = global_skip
+        check_range(downsamplings, "downsamplings", 1, integer=True)
+        self.global_skip, self.coarser = global_skip, 2**downsamplings
+        widths = [width * 2**i for i in range(downsamplings + 1)]
+        steps = list(pairwise(widths))
         self.encoder = nn.Sequential(
             _layer(in_channels, width, 7),
-            _layer(width, 2 * width, 3, stride=2),
-            _layer(2 * width, 4 * width, 3, stride=2, global_out=global_ratio),
-            *(_Residual(4 * width, global_ratio) for _ in range(n_enc)),
+            *(_layer(a, b, 3, stride=2) for a, b in steps[:-1]),
+            _layer(*steps[-1], 3, stride=2, global_out=global_ratio),
+            *(_Residual(widths[-1], global_ratio) for _ in range(n_enc)),
         )
         self.decoder = nn.Sequential(
-            *(_Residual(4 * width, global_ratio) for _ in range(n_dec)),
-            *_double(4 * width, 2 * width),
-            *_double(2 * width, width),
+            *(_Residual(widths[-1], global_ratio) for _ in range(n_dec)),
+            *(layer for a, b in reversed(steps) for layer in _double(b, a)),
             nn.Conv2d(width, in_channels, 7, padding=3, padding_mode="reflect"),
         )
 
@@ -120,175 +131,34 @@ class GloReNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Clean images (B, in_channels, H, W) of any size, with values of about [0, 1]."""
-        _check(x, "x")
-        padded, crop = pad_to_multiple(x, 4)
+        check_images(x, "x", max(_LEAST, 2 * self.coarser))
+        padded, crop = pad_to_multiple(x, self.coarser)
         return self.finish(crop(self.decode(self.encoder(padded))), x)
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
-        """Represent images on the coarse grid: (B, in_channels, H, W) to (B, 4 * width, H / 4, W / 4), global last.
+        """Represent images on the coarse grid, global channels last.
+
+        With the two downsamplings of the default, (B, in_channels, H, W) becomes (B, 4 * width, H / 4, W / 4).
 
         Raises
         ------
         ValueError
-            If height or width is no multiple of 4.
+            If height or width is no multiple of the grid's cell.
         """
-        _check(x, "x")
-        if x.shape[-1] % 4 or x.shape[-2] % 4:
-            raise ValueError(f"x must have a height and width that are multiples of 4, got {tuple(x.shape[-2:])}")
+        check_images(x, "x", max(_LEAST, 2 * self.coarser))
+        if x.shape[-1] % self.coarser or x.shape[-2] % self.coarser:
+            raise ValueError(
+                f"x must have a height and width that are multiples of {self.coarser}, got {tuple(x.shape[-2:])}"
+            )
         return self.encoder(x)
 
     def decode(self, g: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
-        """Turn a representation into images (B, in_channels, 4 H, 4 W), before :meth:`finish`."""
+        """Turn a representation into images, of the size that was encoded, before :meth:`finish`."""
         return self.decoder(g)
 
     def finish(self, y: Float[Tensor, "b c h w"], x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Confine the decoder's images to [0, 1], or add them to the input where there is a global skip."""
         return x + y if self.global_skip else y.sigmoid()
-
-
-class GloReDistiller(nn.Module):
-    """Train a network beside a teacher that sees twice as many views.
-
-    Each step has two halves. The teacher's encoder learns to reconstruct through a copy of the student's decoder; then
-    the student learns to reconstruct and to represent a slice as the teacher does.
-
-    Parameters
-    ----------
-    student
-        The network to be trained, in place; the teacher begins as its copy.
-    momentum
-        Of the decoder's copy: the weight of its old values in each step; 0 copies, 1 never changes.
-    direction, contrast
-        Weights of :class:`~hadamard.imaging.DirectionalDistillation` and
-        :class:`~hadamard.imaging.BandPassContrastive`; with 0 a term is not computed.
-    share
-        Of the representation's channels that are distilled, the first ones, in (0, 1].
-    band_pass
-        The contrastive loss; ``None``: with the paper's settings.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range, or the images of a step differ in shape.
-
-    Notes
-    -----
-    One optimizer serves both halves, as the teacher's encoder and the student share no parameter: give it
-    ``[p for p in distiller.parameters() if p.requires_grad]``. It must skip parameters without a gradient, as torch's
-    do. Running means of normalisations in the decoder's copy follow with the same momentum. The loss on images is the
-    smooth l1 norm. The paper trains with the teacher for 140 epochs and with the loss on images alone for the last ten:
-    call :meth:`pixel_loss` for those.
-
-    ``x_mid`` is meant to show more views than ``x_sparse``; nothing in the images tells, so this is not checked. The
-    contrastive loss needs a bank of slices that are other ones than those of the batch: fewer than there are in all.
-
-    Examples
-    --------
-    >>> distiller = GloReDistiller(GloReNet(width=4, n_enc=1, n_dec=1))
-    >>> optimizer = torch.optim.Adam([p for p in distiller.parameters() if p.requires_grad], 5e-4)
-    >>> few, more, truth = torch.rand(3, 2, 1, 16, 16)
-    >>> sorted(distiller.training_step(optimizer, few, more, truth))
-    ['contrast', 'direction', 'pixel', 'student', 'teacher']
-    """
-
-    def __init__(
-        self,
-        student: GloReNet,
-        *,
-        momentum: float = 0.0,
-        direction: float = 0.1,
-        contrast: float = 1e-6,
-        share: float = 0.5,
-        band_pass: BandPassContrastive | None = None,
-    ) -> None:
-        super().__init__()
-        check_range(direction, "direction", 0)
-        check_range(contrast, "contrast", 0)
-        self.momentum = check_range(momentum, "momentum", 0, 1)
-        self.share = check_range(share, "share", 0, 1, closed="right")
-        self.weights = {"direction": direction, "contrast": contrast}
-        self.student, self.teacher = student, copy.deepcopy(student)
-        self.teacher.decoder.requires_grad_(False)
-        self.pixel = nn.SmoothL1Loss()
-        self.directions = DirectionalDistillation()
-        self.band_pass = BandPassContrastive() if band_pass is None else band_pass
-
-    def training_step(
-        self,
-        optimizer: Optimizer,
-        x_sparse: Float[Tensor, "b c h w"],
-        x_mid: Float[Tensor, "b c h w"],
-        truth: Float[Tensor, "b c h w"],
-    ) -> dict[str, float]:
-        """Make one step of the teacher and one of the student.
-
-        Parameters
-        ----------
-        optimizer
-            Of all parameters that require a gradient.
-        x_sparse, x_mid
-            Back-projections of K and of 2 K views, shape (B, C, H, W) with H and W multiples of 4.
-        truth
-            What they should have been.
-
-        Returns
-        -------
-        dict
-            The losses ``teacher`` and ``student``, and the latter's terms ``pixel``, ``direction`` and ``contrast``,
-            without their weights.
-        """
-        teacher = self.teacher_step(optimizer, x_mid, truth)
-        optimizer.zero_grad(set_to_none=True)
-        losses = self.student_losses(x_sparse, x_mid, truth)
-        losses["student"].backward()
-        optimizer.step()
-        return {"teacher": teacher} | {name: float(loss.detach()) for name, loss in losses.items()}
-
-    def teacher_step(
-        self, optimizer: Optimizer, x_mid: Float[Tensor, "b c h w"], truth: Float[Tensor, "b c h w"]
-    ) -> float:
-        """Make the teacher's step and return its loss; see :meth:`training_step`."""
-        self._follow()
-        optimizer.zero_grad(set_to_none=True)
-        loss = self.pixel_loss(x_mid, truth, self.teacher)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    def student_losses(
-        self, x_sparse: Float[Tensor, "b c h w"], x_mid: Float[Tensor, "b c h w"], truth: Float[Tensor, "b c h w"]
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Compute the student's loss and its terms, none of which has a gradient in the teacher."""
-        _check_pair(x_sparse, "x_sparse", truth)
-        _check_pair(x_mid, "x_mid", truth)
-        own = self.student.encode(x_sparse)
-        with torch.no_grad():
-            shown = self.teacher.encode(x_mid)
-        losses = {"pixel": self.pixel(self.student.finish(self.student.decode(own), x_sparse), truth)}
-        taught = max(int(self.share * own.shape[1]), 1)
-        zero = own.new_zeros(())
-        for name, loss in {"direction": self.directions, "contrast": self.band_pass}.items():
-            losses[name] = loss(own[:, :taught], shown[:, :taught]) if self.weights[name] else zero
-        total = losses["pixel"] + sum(weight * losses[name] for name, weight in self.weights.items())
-        return losses | {"student": total}
-
-    def pixel_loss(
-        self, x: Float[Tensor, "b c h w"], truth: Float[Tensor, "b c h w"], network: GloReNet | None = None
-    ) -> Float[Tensor, ""]:
-        """Compute the loss on images alone, of the student or of another network."""
-        _check_pair(x, "x", truth)
-        return self.pixel((network or self.student)(x), truth)
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """The decoder's copy moves towards the student's."""
-        own = self.student.decoder.state_dict()
-        for name, value in self.teacher.decoder.state_dict().items():
-            if value.dtype.is_floating_point:
-                value.lerp_(own[name], 1 - self.momentum)
-            else:
-                value.copy_(own[name])
 
 
 class _Residual(nn.Module):
@@ -315,11 +185,11 @@ def _double(before: int, after: int) -> list[nn.Module]:
     return [up, nn.BatchNorm2d(after), nn.ReLU()]
 
 
-def _check(x: Tensor, name: str) -> None:
+def check_images(x: Tensor, name: str, least: int = _LEAST) -> None:
     """Images, finite, of a size and in a range that the network can do something with."""
     check_tensor(x, name, ndim=4, dtype="floating")
-    if min(x.shape[-2:]) < _LEAST:
-        raise ValueError(f"{name} must have at least {_LEAST} x {_LEAST} pixels, got {tuple(x.shape[-2:])}")
+    if min(x.shape[-2:]) < least:
+        raise ValueError(f"{name} must have at least {least} x {least} pixels, got {tuple(x.shape[-2:])}")
     if not torch.compiler.is_compiling():
         low, high = (float(v) for v in x.detach().aminmax())
         if low < -_FAR or high > 1 + _FAR:
@@ -327,10 +197,3 @@ def _check(x: Tensor, name: str) -> None:
                 f"{name} must be images windowed to about [0, 1], got values from {low:.4g} to {high:.4g}; "
                 "hadamard.imaging.window turns Hounsfield units into them"
             )
-
-
-def _check_pair(x: Tensor, name: str, truth: Tensor) -> None:
-    _check(x, name)
-    check_tensor(truth, "truth", ndim=4, dtype="floating")
-    if x.shape != truth.shape:
-        raise ValueError(f"{name} and truth must have the same shape, got {tuple(x.shape)} and {tuple(truth.shape)}")

@@ -158,8 +158,10 @@ _DISTIL = "mean >= 0 and latent cosine to the teacher up by >= 0.1"
 _UNET = (
     "The limit is not the streaks: given the truth itself, after these few steps the network returns it little better "
     "than it returns 32 views (the case 'given the truth itself'). It redraws all detail from a grid a quarter as "
-    "fine, which takes long to learn; the U-Net adds to the image that it is given. Where that is worst, at 8 views, "
-    "this network is ahead of the back-projection in both measures and near the U-Net."
+    "fine, as the paper's program does, which takes long to learn; the U-Net adds to the image that it is given. Where "
+    "that is worst, at 8 views, this network is ahead of the back-projection in both measures, near the U-Net in PSNR "
+    "and ahead of it in SSIM. A skip, which the program has as an option, moves the loss from many views to few, where "
+    "streaks must then be drawn to be taken away. The paper's 150 epochs at 256 x 256 are not within reach here."
 )
 _SHORT = (
     "Both networks are held back by the same coarse grid after few steps, so that what 3x3 convolutions do for fine "

@@ -54,7 +54,8 @@ def apply(
     ] = None,
     reference: Annotated[Path | None, typer.Option(help="What the result should be, in SOURCE's units.")] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG of input, result and, where there is a reference, error.")
+        Path | None,
+        typer.Option(help="A PNG of input, result and, given a reference, error; beside --out if there is one."),
     ] = None,
     progress: Annotated[bool, typer.Option(help="Show a progress bar.")] = True,
 ) -> None:
@@ -68,10 +69,14 @@ def apply(
     images = name.endswith((".dcm", *_NIFTI)) if images is None else images
     if views is not None and not images:
         raise ValueError("--views is for images; sinograms come with their angles")
+    if picture is not None and picture.suffix.lower() != ".png":
+        raise ValueError(f"{picture}: --picture must end in .png")
     options: dict = {"geometry": geometry, "pixel_size": pixel_size, "spacing": spacing}
     options |= {"source_distance": source_distance, "detector_distance": detector_distance}
     key = key or ("image" if images else "sinogram")
     loaded = _read(source, key)
+    if out.name.lower().endswith(".dcm") and not (name.endswith(".dcm") and len(loaded.slices) == 1):
+        raise ValueError(f"{out}: a DICOM file can be written where SOURCE is one, of a single slice")
     truth = None
     if images:
         start = loaded.slices
@@ -92,6 +97,8 @@ def apply(
         raise ValueError(f"{source}: slices must have at least {_LEAST} x {_LEAST} pixels, got {_shape(start)}")
     result = _clean(start, progress)
     _write(out, units.back(result), source, loaded if images else None)
+    if picture is None and reference is not None:
+        picture = out.with_name(out.name.removesuffix(".gz")).with_suffix(".png")
     if picture is not None:
         shown = [start[0], result[0]] + ([] if truth is None else [(result - truth)[0].abs()])
         top = float((result if truth is None else truth)[0].max()) or 1.0
