@@ -1,7 +1,10 @@
 """Diffusion models: fewer operations for the samples of a network that is trained already.
 
-Everything here speaks diffusers, which is imported by whoever builds the pipeline.
+Everything here speaks diffusers, which is imported on first use of what builds on its classes.
 """
+
+from importlib import import_module
+from typing import Any
 
 from hadamard.diffusion.a_sdm import FeatureInheritance, disable, enable
 from hadamard.diffusion.assembly import Assembled, SwitchUNet, add_experts, assemble
@@ -12,9 +15,16 @@ from hadamard.diffusion.distillation import Distillation, Distilled
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
 from hadamard.diffusion.inheritance_rules import Rule, dense_ends, window
 from hadamard.diffusion.profile import Profile, profile
+from hadamard.diffusion.sample_checks import MemorisationReport, memorisation_report, mode_mixture_ratio
 
 __all__ = [
-    "Assembled", "CondConv2d", "Design", "Distillation", "Distilled", "EncoderPropagation", "FeatureInheritance",
-    "Profile", "Rule", "ScalingLaw", "SwitchUNet", "add_experts", "assemble", "dense_ends", "design", "disable",
-    "enable", "extrapolation_error", "pareto_front", "pixart_variant", "profile", "sdxl_variant", "window",
+    "Assembled", "CondConv2d", "DPMOTPipeline", "Design", "Distillation", "Distilled", "EncoderPropagation", "FeatureInheritance", "LatentTransport", "MemorisationReport", "Profile", "Rule", "ScalingLaw", "SwitchUNet", "add_experts", "assemble", "dense_ends", "design", "disable", "enable", "extrapolation_error", "memorisation_report", "mode_mixture_ratio", "pareto_front", "pixart_variant", "profile", "sdxl_variant", "window",
 ]  # fmt: skip
+
+_LATER = {"DPMOTPipeline": "dpm_ot", "LatentTransport": "latent_transport"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

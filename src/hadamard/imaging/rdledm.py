@@ -22,8 +22,8 @@ from hadamard.imaging._inputs import Physics, Weights, check_weights, measuremen
 from hadamard.imaging._operators import Part, Total, Unfold
 from hadamard.imaging._primal_dual import Term, condat_vu
 from hadamard.imaging._priors import LowRankPrior, TVPrior
-from hadamard.imaging._progress import progress_bar
 from hadamard.operators import Coils, Fourier, LinearOperator, Masked, operator_norm
+from hadamard.progress import progress_bar
 from hadamard.proximal import soft
 from hadamard.results import Solution, warn_short
 from hadamard.spectral.fft import ifft_centred

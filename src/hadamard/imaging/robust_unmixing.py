@@ -22,8 +22,8 @@ from torch import Tensor
 from hadamard.estimators import TorchEstimator
 from hadamard.imaging import _abundances as steps
 from hadamard.imaging._abundances import Penalty
-from hadamard.imaging._progress import progress_bar
 from hadamard.imaging.endmembers import fcls, starting_spectra
+from hadamard.progress import progress_bar
 from hadamard.results import warn_short
 from hadamard.validation import check_option, check_range
 

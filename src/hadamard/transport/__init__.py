@@ -4,6 +4,8 @@ from hadamard.transport.costs import Cost, Euclidean, Manhattan, Sphere, Squared
 from hadamard.transport.monge_gap import MongeGapLoss, SinkhornDivergence, monge_gap, sinkhorn_divergence
 from hadamard.transport.monge_map import MongeMapEstimator
 from hadamard.transport.problem import TransportPlan
+from hadamard.transport.semi_discrete import SemiDiscreteMap, semi_discrete_ot
+from hadamard.transport.semi_discrete_estimator import SemiDiscreteOT
 from hadamard.transport.sinkhorn import sinkhorn
 from hadamard.transport.sinkhorn_newton_sparse import sinkhorn_newton_sparse
 from hadamard.transport.sparse_ot import sparsity_constrained_ot
@@ -16,12 +18,15 @@ __all__ = [
     "MongeGapLoss",
     "MongeMapEstimator",
     "Routing",
+    "SemiDiscreteMap",
+    "SemiDiscreteOT",
     "SinkhornDivergence",
     "SparseRouter",
     "Sphere",
     "SquaredEuclidean",
     "TransportPlan",
     "monge_gap",
+    "semi_discrete_ot",
     "sinkhorn",
     "sinkhorn_divergence",
     "sinkhorn_newton_sparse",
