@@ -16,6 +16,7 @@ from hadamard.imaging import (
     ModReLU,
     prf_temperature,
 )
+from hadamard.imaging.fourier_pd import _Demodulated
 from hadamard.imaging.thermometry import GAMMA
 from hadamard.operators import Fourier
 
@@ -127,7 +128,8 @@ def test_loop_against_its_equations():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"primal": "conv", "n_iter": 2}, {"activation": "modrelu"}, {"complex_primal": False}]
+    "options",
+    [{}, {"primal": "conv", "n_iter": 2}, {"activation": "modrelu"}, {"complex_primal": False}, {"smooth_phase": True}],
 )
 def test_scale_coils_and_samples(options):
     network, y = trained(**options), draw(2, 2, 16, 12)
@@ -143,6 +145,22 @@ def test_data_consistency_keeps_measurements():
     y = draw(1, 1, 16, 16) * mask
     image = trained(data_consistency=True)(y, mask)
     torch.testing.assert_close(Fourier((16, 16))(image) * mask, y, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trained(data_consistency=True)(y), image)
+
+
+def test_smooth_phase_is_not_the_networks_business():
+    x = (1 + draw(1, 1, 32, 32).abs()) + 0j
+    turn = torch.exp(torch.tensor(0.7j))
+    y = Fourier((32, 32))(torch.cat([x, x * turn]))
+    for smooth, low, high in ((True, 0.0, 1e-3), (False, 0.1, math.inf)):
+        network = trained(smooth_phase=smooth)
+        nn.init.zeros_(network.dual_steps)  # k-space is corrected at every phase
+        plain, turned = network(y).detach().unbind()
+        assert low <= float((turned - plain * turn).norm() / (plain - x[0]).norm()) < high
+    line = torch.linspace(-1, 1, 32)
+    bent = torch.exp(1j * (line[:, None] + 0.5 * line**2))
+    phase = _Demodulated((32, 32), Fourier((32, 32))(bent)).phase
+    assert (phase * bent.conj())[4:-4, 4:-4].angle().abs().max() < 0.1
 
 
 def test_network_on_a_physics_with_real_channels():
@@ -197,6 +215,16 @@ def test_simulated_temperature_comes_back():
     assert (wrapped - series.temperature).abs().max() > 20
 
 
+def test_skin_stays_cold_all_around():
+    body = torch.zeros(64, 64)
+    body[6:58, 10:54] = 1.0
+    series = hyperthermia(body, 2, peak=8.0, motion=0.0, width=(0.3, 0.3))
+    assert series.unheated[7, 11:53].all()
+    assert series.unheated[7:57, 11].all()
+    assert not series.unheated[20:44, 20:44].any()
+    assert abs(float(series.temperature.max()) - 8) < 1e-4
+
+
 def test_drift_does_not_matter_where_it_is_corrected():
     z_ref, line = draw(12, 14, dtype=torch.complex128), torch.linspace(-1, 1, 14, dtype=torch.float64)
     heated = z_ref.clone()
@@ -224,6 +252,7 @@ def test_silent_pixels_are_nan():
     [
         (lambda: FourierPrimalDual(primal="mlp"), ValueError, "primal must be one of"),
         (lambda: FourierPrimalDual(activation="relu"), ValueError, "activation must be one of"),
+        (lambda: FourierPrimalDual(smooth_phase=True, complex_primal=False), ValueError, "smooth_phase needs complex"),
         (lambda: trained()(torch.ones(1, 1, 8, 8)), TypeError, "y must have a complex dtype"),
         (lambda: trained()(draw(1, 1, 8, 8) * math.nan), ValueError, "y must be finite"),
         (lambda: trained()(draw(1, 1, 8, 8), torch.ones(8, 7)), ValueError, "mask must broadcast against y of shape"),

@@ -63,7 +63,11 @@ def read_array(path: str | Path, key: str | None = None) -> np.ndarray:
 
 
 def write_array(
-    path: str | Path, arrays: np.ndarray | Mapping[str, np.ndarray], *, like: str | Path | None = None
+    path: str | Path,
+    arrays: np.ndarray | Mapping[str, np.ndarray],
+    *,
+    like: str | Path | None = None,
+    affine: np.ndarray | None = None,
 ) -> None:
     """Write arrays to a ``.npy``, ``.npz``, ``.h5``/``.hdf5``, ``.mat``, NIfTI or DICOM file.
 
@@ -75,13 +79,15 @@ def write_array(
         One array, or arrays by name. ``.npy``, NIfTI and DICOM files hold exactly one; a nameless one is called
         ``"array"`` in the others.
     like
-        A NIfTI file whose affine and voxel sizes a NIfTI output takes over (identity otherwise); or a DICOM slice, all
-        of whose header a DICOM output keeps but for the pixels' encoding.
+        A NIfTI file whose affine and header a NIfTI output takes over; or a DICOM slice, all of whose header a DICOM
+        output keeps but for the pixels' encoding.
+    affine
+        Of a NIfTI output in mm, where there is no such file; the identity by default.
 
     Raises
     ------
     ValueError
-        If the ending is not known, or the format cannot hold what is given (several arrays, complex values in NIfTI).
+        If the ending is not known, or the format cannot hold what is given (such as several arrays).
     """
     path = Path(path)
     ending = _ending(path, _ARRAYS)
@@ -105,7 +111,7 @@ def write_array(
     elif ending == ".dcm":
         _write_dicom(path, only, like)
     else:
-        _write_nifti(path, only, like)
+        _write_nifti(path, only, like, affine)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -255,17 +261,18 @@ def _nifti(path: Path) -> np.ndarray:
     return np.asanyarray(_need("nibabel", "NIfTI").load(path).dataobj)
 
 
-def _write_nifti(path: Path, array: np.ndarray, like: str | Path | None) -> None:
+def _write_nifti(path: Path, array: np.ndarray, like: str | Path | None, affine: np.ndarray | None) -> None:
     nibabel = _need("nibabel", "NIfTI")
-    if np.iscomplexobj(array):
-        raise ValueError(f"{path}: NIfTI holds real values here, got {array.dtype}; take the modulus or use .npz")
-    array = array.astype(np.float32) if array.dtype == np.float64 else array
-    affine, header = np.eye(4), None
+    array = array.astype({"float64": np.float32, "complex128": np.complex64}.get(array.dtype.name, array.dtype))
+    header = None
     if like is not None:
         model = nibabel.load(like)
         affine, header = model.affine, model.header.copy()
         header.set_data_dtype(array.dtype)
-    nibabel.save(nibabel.Nifti1Image(array, affine, header), path)
+    image = nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine, header)
+    if header is None:
+        image.header.set_xyzt_units("mm" if affine is not None else "unknown")
+    nibabel.save(image, path)
 
 
 def _write_dicom(path: Path, array: np.ndarray, like: str | Path | None) -> None:

@@ -5,7 +5,6 @@
 """
 
 from hadamard.data.adult import adult
-from hadamard.data.anatomies import mr_volumes
 from hadamard.data.cells import Cells, blood_cells
 from hadamard.data.digits import LabelledImages, digits
 from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sources
@@ -18,7 +17,7 @@ from hadamard.data.sampling import undersampling_mask
 from hadamard.data.scans import ct_slices, mr_slices, read_dicom
 from hadamard.data.spectra import MixedScene, Spectra, leaves_and_soils, mixed_scene, smooth_spectra
 from hadamard.data.text import Characters, help_topics
-from hadamard.data.volumes import volume, volume_slices
+from hadamard.data.volumes import mr_volumes, volume, volume_slices
 
 __all__ = [
     "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Ratings",

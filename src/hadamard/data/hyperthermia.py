@@ -88,7 +88,8 @@ def hyperthermia(
     Returns
     -------
     HyperthermiaSeries
-        The magnitude falls by 1 % a degree. The coil's phase is a polynomial of degree two that stays in place.
+        The magnitude falls by 1 % a degree. The coil's phase is a polynomial of degree two that stays in place. The
+        skin stays cold, as under the water bolus of an applicator, so that drift can be fitted all around the heat.
 
     Raises
     ------
@@ -117,21 +118,22 @@ def hyperthermia(
     y = y[:, None]
     smooth = F.avg_pool2d(anatomy[None, None], 5, 1, 2, count_include_pad=True)[0, 0]
     tissue = smooth > 0.12 * smooth.max()
-    inner = F.avg_pool2d(tissue[None, None].to(anatomy.dtype), 9, 1, 4)[0, 0] > 0.95
-    where = (inner if inner.any() else tissue).nonzero()
+    inside = _beneath_skin(tissue)
+    where = (inside > 0.8 * inside.max()).nonzero()
     spot = where[int(torch.randint(len(where), (1,), generator=generator))]
     sigma = number(*width) * 2  # the image is 2 wide
     aspect = number(0.8, 1.25)
     away = ((y - y[spot[0], 0]) * aspect) ** 2 + ((x - x[spot[1]]) / aspect) ** 2
-    heat = torch.exp(-away / (2 * sigma**2))
+    heat = torch.exp(-away / (2 * sigma**2)) * inside
+    heat = heat / heat.max()
 
     time = torch.arange(frames, dtype=anatomy.dtype) / (frames - 1)
     rise = peak * (1 - torch.exp(-2 * time)) / (1 - math.exp(-2))
     breath = torch.sin(2 * math.pi * (time * number(1.5, 3.0) + number(0, 0.2)))
     breath = motion * (breath - breath[0]).clamp(-1, 1)
     moved = _move(torch.stack([anatomy, heat, tissue.to(anatomy.dtype)]), breath, number(-1, 1) / 3, number(-1, 1))
-    magnitude, heat, inside = moved.unbind(1)
-    body = inside > 0.5
+    magnitude, heat, covered = moved.unbind(1)
+    body = covered > 0.5
     temperature = rise[:, None, None] * heat
 
     bend = [number(-1.5, 1.5) for _ in range(5)]
@@ -194,6 +196,14 @@ def acquire_kspace(
         draw = torch.randn((2, *images.shape), generator=generator, dtype=images.real.dtype)
         kspace = kspace + noise * torch.complex(draw[0], draw[1])
     return kspace if mask is None else kspace * mask
+
+
+def _beneath_skin(tissue: Tensor) -> Tensor:
+    """0 in the outermost 5 % of the image's width, 1 from 12 % on; all 1 in a body too thin for that."""
+    window = 2 * max(1, round(tissue.shape[-1] / 8)) + 1
+    near = F.avg_pool2d(tissue[None, None].float(), window, 1, window // 2)[0, 0]  # a half at a straight edge
+    depth = ((near - 0.75) / 0.25).clamp(0, 1)
+    return depth if depth.max() > 0.5 else tissue.float()
 
 
 def _coldest(heat: Tensor, body: Tensor) -> Tensor:

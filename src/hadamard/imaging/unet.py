@@ -9,6 +9,7 @@ from jaxtyping import Inexact
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hadamard.imaging.complex_layers import as_channels, as_complex
 from hadamard.validation import check_range, check_tensor
 
 __all__ = ["UNet"]
@@ -102,11 +103,11 @@ class UNet(nn.Module):
 
 
 def parts(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply a real linear map to real and imaginary part.
+    """Apply a real linear map of each channel's image to real and imaginary part.
 
     Examples
     --------
-    >>> parts(lambda v: 2 * v, torch.tensor([1 + 1j]))
+    >>> parts(lambda v: 2 * v, torch.full((1, 1, 1, 1), 1 + 1j)).flatten()
     tensor([2.+2.j])
     """
-    return torch.complex(f(x.real), f(x.imag)) if x.is_complex() else f(x)
+    return as_complex(f(as_channels(x))) if x.is_complex() else f(x)

@@ -101,11 +101,15 @@ class LearnedPrimalDual(nn.Module):
             seen = (physics.A(f.mean(1, keepdim=True)) - shift) / scale
             h = h + dual_step * self.correct_data(dual, torch.cat([h, seen, g], 1), physics)
             back = self.inverse(physics, h.mean(1, keepdim=True) * scale + shift)
-            f = f + primal_step * primal(torch.cat([f, back], 1))
+            f = f + primal_step * self.correct_image(primal, torch.cat([f, back], 1), physics)
         return f.mean(1, keepdim=True)
 
     def correct_data(self, block: nn.Module, x: Tensor, physics: LinearOperator) -> Tensor:
         """Apply a round's network to data; for subclasses whose networks want to know the physics."""
+        return block(x)
+
+    def correct_image(self, block: nn.Module, x: Tensor, physics: LinearOperator) -> Tensor:
+        """Apply a round's network to images; for subclasses likewise."""
         return block(x)
 
 
