@@ -195,8 +195,8 @@ _WHY_SUMS = (
     "around them runs, as the bar above shows."
 )
 _WHY_SLOW = (
-    "Calls of this small network are short and mostly overhead, which the routing adds to. At Stable Diffusion's width "
-    "the convolution outweighs it, as the next bar shows."
+    "Calls of this small network are short and mostly overhead, which the routing adds to. How much of it is left at "
+    "Stable Diffusion's width the next bar measures."
 )
 _C5 = "quality monotone in s; cost affine in s."
 
