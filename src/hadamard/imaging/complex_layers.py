@@ -211,7 +211,7 @@ class CReLU(nn.Module):
 
     def forward(self, x: Inexact[Tensor, "*shape"]) -> Inexact[Tensor, "*shape"]:
         """Set negative parts to 0."""
-        return as_complex(as_channels(x).relu()) if x.is_complex() else x.relu()
+        return torch.view_as_complex(torch.view_as_real(x).relu()) if x.is_complex() else x.relu()
 
 
 class ModReLU(nn.Module):

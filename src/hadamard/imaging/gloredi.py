@@ -127,7 +127,7 @@ class GloReNet(nn.Module):
         ...     GloReNet.pretrained()(torch.zeros(1, 1, 64, 64)).shape
         torch.Size([1, 1, 64, 64])
         """
-        return load_checkpoint("gloredi", cls(width=16, n_enc=2, n_dec=1)).eval()
+        return load_checkpoint("gloredi", cls(width=16, n_enc=2, n_dec=1, global_skip=True, downsamplings=1)).eval()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Clean images (B, in_channels, H, W) of any size, with values of about [0, 1]."""

@@ -102,7 +102,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Step:
-    """Gradients of p workers with n numbers each: a common direction and noise, three (or a fifth) of them flipped."""
+    """Gradients of p workers with n numbers each: a common direction and noise, three (or a fifth) of them flipped.
+
+    The noise is weaker in some directions than in others, so that one subspace is the best by far more than rounding.
+    """
 
     n: int
     p: int = WORKERS
@@ -187,7 +190,9 @@ def _digits() -> list[tuple[Tensor, Tensor]]:
 @cache
 def _gradients_drawn(n: int, p: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    G = torch.randn(p, n, generator=generator) + torch.randn(n, generator=generator)
+    turn = torch.linalg.qr(torch.randn(p, p, generator=generator)).Q
+    G = turn @ (torch.logspace(0, -1, p)[:, None] * torch.randn(p, n, generator=generator))
+    G += torch.randn(n, generator=generator)
     G[: max(1, p // 5)] *= -1
     return G
 

@@ -39,7 +39,7 @@ class FBPConvNet(nn.Module):
 
 def build(global_ratio: float = 0.75, width: int = 16) -> GloReNet:
     """The network of the claim; with a ratio of 0, of 3x3 convolutions alone."""
-    return GloReNet(width=width, n_enc=2, n_dec=1, global_ratio=global_ratio)
+    return GloReNet(width=width, n_enc=2, n_dec=1, global_ratio=global_ratio, global_skip=True, downsamplings=1)
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Network:
 
 
 NETWORKS = {
-    "gloredi": Network(build, {"quick": 28, "full": 700}, distilled=True),
-    "gloredi_undistilled": Network(build, {"quick": 28, "full": 700}),
-    "gloredi_convolutions": Network(lambda: build(0.0, width=13), {"quick": 28, "full": 700}),
-    "gloredi_fbpconvnet": Network(lambda: FBPConvNet((12, 24, 48, 64)), {"quick": 56, "full": 1400}),
+    "gloredi": Network(build, {"quick": 28, "full": 1000}, distilled=True),
+    "gloredi_undistilled": Network(build, {"quick": 28, "full": 1000}),
+    "gloredi_convolutions": Network(lambda: build(0.0, width=13), {"quick": 28, "full": 1000}),
+    "gloredi_fbpconvnet": Network(lambda: FBPConvNet((12, 24, 48, 64)), {"quick": 42, "full": 1500}),
 }
 _DATA = (
     "slices of the volumes mni152 and colin27 of hadamard.data (three axes, every second slice) and 400 random ellipse "
@@ -140,7 +140,8 @@ def train_one(
     """Train one network on the smooth l1 norm of its error, at a learning rate that rises and falls.
 
     All batches depend on ``seed`` alone, so that contenders see the same. Where it is distilled, the distiller is
-    returned.
+    returned; as in the paper, the last fifteenth of the steps is on images alone. Convolutions are computed in half
+    precision, pixel by pixel in memory: twice as fast on a CPU.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -150,24 +151,32 @@ def train_one(
         assert isinstance(network, GloReNet)
         bank = BandPassContrastive(bank=64)
         distiller = GloReDistiller(network, direction=direction, contrast=contrast, band_pass=bank)
-    module = (distiller or network).to(device)
+    module: nn.Module = (distiller or network).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam([p for p in module.parameters() if p.requires_grad], lr=rate, fused=True)
     on_images = nn.SmoothL1Loss()
 
     def loss(module: nn.Module, batch: tuple[Tensor, int], step: int) -> Tensor:
         x, noise = batch
-        truth, few = x.to(device), _seen(x, views, noise).to(device)
-        if distiller is None:
-            return on_images(module(few), truth)
-        more = _seen(x, [2 * count for count in views], noise + 1).to(device)
-        distiller.teacher_step(optimizer, more, truth)
-        return distiller.student_losses(few, more, truth)["student"]
+        truth, few = _to(device, x), _to(device, _seen(x, views, noise))
+        alone = distiller is None or step >= steps - steps // 15
+        more = few if alone else _to(device, _seen(x, [2 * count for count in views], noise + 1))
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            if distiller is None:
+                return on_images(module(few), truth)
+            if alone:
+                return distiller.pixel_loss(few, truth)
+            distiller.teacher_step(optimizer, more, truth)
+            return distiller.student_losses(few, more, truth)["student"]
 
     one_cycle(
         module, loss, lambda generator: _draw(generator, (pool or _pool)()), steps=steps, rate=rate, seed=seed,
         optimizer=optimizer, state=state, progress=progress,
     )  # fmt: skip
     return module.cpu()
+
+
+def _to(device: str, x: Tensor) -> Tensor:
+    return x.to(device).contiguous(memory_format=torch.channels_last)
 
 
 @cache
