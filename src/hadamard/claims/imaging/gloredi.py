@@ -158,7 +158,7 @@ _DISTIL = "mean >= 0 and latent cosine to the teacher up by >= 0.1"
 _UNET = (
     "With the skip and one downsampling, options of the paper's program, and after these few steps the network returns "
     "the truth itself little better than 32 views (the case 'given the truth itself'), as does the U-Net: what is left "
-    "is learned slowly. In the paper's own wiring, without a skip and on a grid a quarter as fine, it was 4.4 dB behind "
+    "is learned slowly. In the paper's own wiring, with no skip and on a grid a quarter as fine, it was 4.4 dB behind "
     "the U-Net at 32 views, where all detail is drawn anew. The paper's 150 epochs at 256 x 256 are not within reach "
     "here."
 )
