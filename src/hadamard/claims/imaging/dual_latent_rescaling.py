@@ -214,8 +214,8 @@ claim = Claim(
             "card, claim 1", _BETTER, ">=", 3.0, _gain("2x", OURS, BICUBIC), headline=True),
         Bar("4x: PSNR of what comes back above bicubic's, in dB", "card, claim 1", _BETTER, ">=", 3.0,
             _gain("4x", OURS, BICUBIC),
-            why="The bound was set for 2x, where it holds. At 4x the gain still rises with training: 800 steps gave 2.0 "
-            "dB, the shipped 2000 give what is measured here."),
+            why="The bound was set for 2x, where it holds. At 4x the gain still rises with training: 800 steps gave "
+            "2.0 dB, the shipped 2000 give what is measured here."),
         Bar("2x: PSNR of the small picture against the bicubic one, in dB", "card, claim 2", _LIKE, ">=", 35.0,
             _likeness("2x")),
         Bar("4x: PSNR of the small picture against the bicubic one, in dB", "card, claim 2", _LIKE, ">=", 35.0,
