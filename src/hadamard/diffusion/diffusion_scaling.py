@@ -41,6 +41,8 @@ class ScalingLaw(RegressorMixin, BaseEstimator):
 
     Attributes
     ----------
+    floor_
+        Whether the law has a floor: what ``"auto"`` chose.
     offset_
         E; 0 where there is none.
     scales_, exponents_

@@ -89,7 +89,7 @@ def train(
     Parameters
     ----------
     size
-        ``"full"``: as shipped, about 10 minutes on one core; ``"quick"``: a 25th of it.
+        ``"full"``: as shipped, about 10 minutes on one core; ``"quick"``: a 36th of it.
     out
         Folder; ``None``: where the shipped networks lie.
     resume
