@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH_STAMP := $(VENV)/.torch
 SETUP := $(VENV)/.setup
-DATA := movielens_100k adult blood_cells leaves_and_soils scans head_and_heart brain
+DATA := movielens_100k adult blood_cells leaves_and_soils scans head_and_heart brain minilm smollm2
 
 .PHONY: setup demo test test-all lint docs catalog expected clean
 

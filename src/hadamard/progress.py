@@ -1,9 +1,12 @@
-"""A bar that shows how far an iterative method has come."""
+"""A bar that shows how far an iterative method has come, and silence about others' bars."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "quiet"]
 
 
 class progress_bar:
@@ -34,3 +37,22 @@ class progress_bar:
     def __exit__(self, *_: Any) -> None:
         if self.show:
             self.bar.stop()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that diffusers and transformers draw when they read files; afterwards as before.
+
+    Examples
+    --------
+    >>> with quiet():
+    ...     pass
+    """
+    with ExitStack() as afterwards:
+        for name in ("diffusers", "transformers"):
+            if find_spec(name) is not None:
+                logging = import_module(f"{name}.utils.logging")
+                if logging.is_progress_bar_enabled():
+                    logging.disable_progress_bar()
+                    afterwards.callback(logging.enable_progress_bar)
+        yield

@@ -8,15 +8,17 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
+from hadamard.cli.apply import encoder_propagation
 from hadamard.cli.files import read_image
 from tests.cli.test_cli import command
+from tests.diffusion.pipelines import text_pipeline
 
 FILES = [f"{name}_{i}.png" for name in ("encoder_propagation", "fewer_steps", "plain") for i in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folders of an unconditional pipeline in colours and of a grey one whose UNet takes a class."""
+    """Folders of a pipeline in colours, of a grey one whose UNet takes a class, and of one that reads text."""
     folders = {}
     for name, options in {"plain": {}, "classes": {"num_class_embeds": 3, "in_channels": 1, "out_channels": 1}}.items():
         torch.manual_seed(0)
@@ -26,6 +28,8 @@ def saved(tmp_path_factory):
         )  # fmt: skip
         folders[name] = tmp_path_factory.mktemp("pipelines") / name
         DDIMPipeline(unet, DDIMScheduler()).save_pretrained(folders[name])
+    folders["text"] = tmp_path_factory.mktemp("pipelines") / "text"
+    text_pipeline(tmp_path_factory.mktemp("tokenizer")).save_pretrained(folders["text"])
     return folders
 
 
@@ -72,6 +76,14 @@ def test_the_class_and_the_seed_decide(run):
     assert (one != noise).any()
 
 
+def test_a_text_and_its_guidance(run, tmp_path):
+    for text in ("a cat", "a dog"):
+        words = ("--prompt", text, "--steps", "4", "--key-steps", "2", "--no-progress")
+        assert run("text", "-o", text[2:], *words)[0] == 0
+    assert float(rows(tmp_path / "cat")["encoder propagation"]["rms difference"]) > 0
+    assert (read_image("cat/plain_0.png") != read_image("dog/plain_0.png")).any()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -82,6 +94,7 @@ def test_the_class_and_the_seed_decide(run):
         (["classes", "--class", "3"], "--class must be >= 0 and <= 2, got 3"),
         (["plain", "--class", "1"], "plain: its UNet takes no class, got --class"),
         (["plain", "--prompt", "a cat"], "plain: its pipeline takes no text, got --prompt"),
+        (["text"], "text: its pipeline takes a text, give --prompt"),
         (["plain", "--key-steps", "best"], "key_steps must be one of '50ls', '50if', got 'best'"),
         (["plain", "--key-steps", "1,2"], "key_steps must hold step 0, got [1, 2]"),
         (["plain", "--steps", "0"], "--steps must be >= 1, got 0"),
@@ -96,13 +109,15 @@ def test_bad_words(run, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_folders(run, tmp_path):
+def test_bad_folders(run, tmp_path, monkeypatch):
     index = tmp_path / "plain" / "model_index.json"
     whole = index.read_text()
     index.write_text(whole[:-20])
     assert "model_index.json: cannot be read" in run("plain", "-o", "out")[2]
-    index.write_text(json.dumps(json.loads(whole) | {"text_encoder": ["transformers", "CLIPTextModel"]}))
-    assert "plain: its text_encoder need transformers: pip install transformers" in run("plain", "-o", "out")[2]
+    with monkeypatch.context() as without:
+        without.setattr(encoder_propagation, "find_spec", lambda name: None if name == "transformers" else True)
+        needs = "text: its text_encoder, tokenizer need transformers: pip install 'hadamard[transformers]'"
+        assert needs in run("text", "--prompt", "a cat", "-o", "out")[2]
     index.write_text(json.dumps({"_class_name": "DiTPipeline"}))
     assert "plain: must hold a pipeline with a unet, got DiTPipeline" in run("plain", "-o", "out")[2]
     index.write_text(whole)

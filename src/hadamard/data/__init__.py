@@ -9,6 +9,7 @@ from hadamard.data.cells import Cells, blood_cells
 from hadamard.data.digits import LabelledImages, digits
 from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sources
 from hadamard.data.hyperthermia import HyperthermiaSeries, acquire_kspace, hyperthermia
+from hadamard.data.language_models import Pretrained, minilm, smollm2
 from hadamard.data.mnist import fashion_mnist, mnist
 from hadamard.data.movielens import Ratings, movielens_100k
 from hadamard.data.phantoms import ellipses
@@ -20,9 +21,9 @@ from hadamard.data.text import Characters, help_topics
 from hadamard.data.volumes import mr_volumes, volume, volume_slices
 
 __all__ = [
-    "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Ratings",
-    "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits", "ellipses",
-    "fashion_mnist", "fetch", "help_topics", "hyperthermia", "leaves_and_soils", "mixed_scene", "mnist",
-    "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom", "smooth_spectra", "sources",
-    "undersampling_mask", "volume", "volume_slices",
+    "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Pretrained",
+    "Ratings", "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits",
+    "ellipses", "fashion_mnist", "fetch", "help_topics", "hyperthermia", "leaves_and_soils", "minilm", "mixed_scene",
+    "mnist", "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom", "smollm2", "smooth_spectra",
+    "sources", "undersampling_mask", "volume", "volume_slices",
 ]  # fmt: skip

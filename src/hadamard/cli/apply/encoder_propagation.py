@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import nullcontext
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from hadamard.cli.files import existing, guarded, write_image
 from hadamard.diffusion import EncoderPropagation
+from hadamard.progress import quiet
 from hadamard.validation import check_range
 
 __all__ = ["apply"]
@@ -98,24 +100,17 @@ def _loaded(source: Path, progress: bool) -> Any:
     if find_spec("diffusers") is None:
         raise ImportError("this needs diffusers: pip install 'hadamard[diffusion]'")
     if texts and find_spec("transformers") is None:
-        raise ImportError(f"{source}: its {', '.join(texts)} need transformers: pip install transformers")
+        raise ImportError(f"{source}: its {', '.join(texts)} need transformers: pip install 'hadamard[transformers]'")
     if "unet" not in parts:
         raise ValueError(f"{source}: must hold a pipeline with a unet, got {parts.get('_class_name', 'another one')}")
     from hadamard.claims import torchvision_shim
 
     torchvision_shim.install()
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
 
     options = {"local_files_only": True, "low_cpu_mem_usage": find_spec("accelerate") is not None}
-    shown = logging.is_progress_bar_enabled()
-    if not progress:
-        logging.disable_progress_bar()
-    try:
+    with nullcontext() if progress else quiet():
         return guarded(source, lambda: DiffusionPipeline.from_pretrained(source, **options))
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _bind_class(pipe: Any, source: Path, label: int | None, count: int) -> None:
