@@ -45,7 +45,7 @@ def method(request, tmp_path, monkeypatch):
 def test_every_command_is_here():
     """Or in a file of its own, where it takes more than one array or picture."""
     able = {row.key for row in catalog.methods().values() if row.apply}
-    assert set(SUFFIX) == able - {"diffusion_scaling", "encoder_propagation", "gloredi", "online_training"}
+    assert set(SUFFIX) <= able
     assert all((Path(__file__).parent / f"test_apply_{key}.py").exists() for key in able - set(SUFFIX))
 
 

@@ -15,7 +15,7 @@ from hadamard.features.attention import checkpointed
 from hadamard.results import Certificate
 from hadamard.validation import check_option, check_range, check_same, check_tensor
 
-__all__ = ["METHODS", "kronecker_attention", "polynomial_error"]
+__all__ = ["METHODS", "cheaper", "kronecker_attention", "operations", "polynomial_error", "score_bound"]
 
 METHODS = ("auto", "exact", "polynomial")
 _BLOCK = 2**18  # weights that are formed at once
@@ -96,7 +96,7 @@ def kronecker_attention(
         k, v = rest[: len(keys)], rest[len(keys) :]
         mask = _additive(key_padding_mask, k)
         if method == "auto":
-            degree, method = _cheaper(q, k, v, scale, degree, tol)
+            degree, method = cheaper(q, k, v, scale, degree, tol)
         if method == "exact":
             y = _exact(q * scale, k, v, mask, is_causal)
         else:
@@ -189,21 +189,34 @@ def _needed(size: float, tol: float) -> int | None:
     return taylor_degree(size, tol) if size <= 500 else None
 
 
-def _cheaper(
+def cheaper(
     q: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor], scale: float, degree: int | None, tol: float | None
 ) -> tuple[int | None, str]:
-    """Compare the multiplications of the two methods; a polynomial that does not meet the tolerance is not taken."""
+    """The degree that ``tol`` needs, and the method with fewer multiplications among those that meet it."""
     if degree is None:
         if tol is None or torch.compiler.is_compiling():
             return None, "exact"
         degree = _needed(score_bound(q, keys, scale), tol)
         if degree is None:
             return None, "exact"
-    n, d, width = q.shape[-2], q.shape[-1], values[0].shape[-1]
-    lengths = [k.shape[-2] for k in keys]
-    exact, features = n * prod(lengths) * (d + width + 8), rank(d, degree)
-    polynomial = (n + sum(lengths)) * features * (width + 4)
-    return degree, "exact" if exact <= polynomial or features > _MAX_RANK else "polynomial"
+    lengths = (q.shape[-2], *(k.shape[-2] for k in keys))
+    exact, polynomial = operations(lengths, q.shape[-1], values[0].shape[-1], degree)
+    return degree, "exact" if exact <= polynomial or rank(q.shape[-1], degree) > _MAX_RANK else "polynomial"
+
+
+def operations(lengths: Sequence[int], d: int, width: int, degree: int) -> tuple[int, int]:
+    """Multiplications of the exact method and of the polynomial, for each item of a batch.
+
+    Parameters
+    ----------
+    lengths
+        Of the query and of each key.
+    d, width
+        Channels of the keys and of the values.
+    degree
+        Of the polynomial.
+    """
+    return prod(lengths) * (d + width + 8), sum(lengths) * rank(d, degree) * (width + 4)
 
 
 def _polynomial(
