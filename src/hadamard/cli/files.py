@@ -13,7 +13,7 @@ import numpy as np
 
 from hadamard.data.scans import read_dicom
 
-__all__ = ["existing", "guarded", "image_info", "read_array", "read_image", "write_array", "write_image"]
+__all__ = ["MissingKey", "existing", "guarded", "image_info", "read_array", "read_image", "write_array", "write_image"]
 
 _ARRAYS = (".npy", ".npz", ".h5", ".hdf5", ".mat", ".nii", ".nii.gz", ".dcm")
 
@@ -178,7 +178,7 @@ def write_image(path: str | Path, image: np.ndarray, info: Mapping[str, Any] | N
     pillow.fromarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8)).save(path, **options)
 
 
-class _MissingKey(ValueError):
+class MissingKey(ValueError):
     """The file is whole but has no array of that name."""
 
 
@@ -221,7 +221,7 @@ def guarded(path: Path, read: Any) -> Any:
     """Run a reader; whatever it throws at a damaged file becomes one line that names the file."""
     try:
         return read()
-    except (_MissingKey, ImportError):
+    except (MissingKey, ImportError):
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -233,7 +233,7 @@ def _pick(path: Path, names: list[str], key: str | None) -> str:
         return names[0]
     if key not in names:
         wanted = "several arrays, say which" if key is None else f"no array {key!r}"
-        raise _MissingKey(f"{path}: holds {wanted}; it has {', '.join(names) or 'none'}")
+        raise MissingKey(f"{path}: holds {wanted}; it has {', '.join(names) or 'none'}")
     return key
 
 

@@ -1,11 +1,7 @@
 """``hadamard apply lipsdp``: a network in, a proved Lipschitz bound out."""
 
 import csv
-import importlib
-import importlib.util
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from hadamard.certification import lipschitz_bound, read_onnx, sampled_lower_bound
+from hadamard.cli.models import build_model, fit_weights
 
 __all__ = ["apply"]
 
@@ -127,37 +124,9 @@ def _read(source: Path, model: str | None, allow_pickle: bool) -> tuple[nn.Modul
         raise ValueError(f"{source}: expected a network or its weights, got {type(loaded).__name__}")
     if model is None:
         raise ValueError(f"{source}: holds weights only, name the network by --model MODULE:FUNCTION")
-    network = _factory(model)()
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"--model {model} must return a torch.nn.Module, got {type(network).__name__}")
-    try:
-        network.load_state_dict(loaded)
-    except (RuntimeError, AttributeError, TypeError) as error:
-        raise ValueError(f"{source}: does not fit the network of {model} ({_line(error)})") from None
+    network = build_model(model)
+    fit_weights(network, loaded, source, model)
     return network.eval(), None
-
-
-def _factory(where: str) -> Callable[[], Any]:
-    file, _, name = where.rpartition(":")
-    if not file or not name:
-        raise ValueError(f"--model must be MODULE:FUNCTION or FILE.py:FUNCTION, got {where!r}")
-    if file.endswith(".py"):
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"{file}: no such file")
-        spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        sys.path.insert(0, "")  # as python -m has it
-        try:
-            module = importlib.import_module(file)
-        finally:
-            sys.path.remove("")
-    if not callable(getattr(module, name, None)):
-        raise ValueError(f"--model {where}: {file} has no function {name}")
-    return getattr(module, name)
 
 
 def _shape(text: str) -> tuple[int, ...]:
