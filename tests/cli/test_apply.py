@@ -12,7 +12,7 @@ from tests.cli.test_cli import command
 SUFFIX = {
     "matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
     "primal_dual_unet": ".npz", "robust_unmixing": ".npz", "dual_latent_rescaling": ".png",
-    "fourier_pd": ".h5",
+    "fourier_pd": ".h5", "fairness_pid": ".csv",
 }  # fmt: skip
 
 
@@ -21,6 +21,10 @@ def write(key, path):
     if key == "matrix_completion":
         path.write_text(
             "user,item,rating\n" + "".join(f"u{u},i{i},{u + i % 2}\n" for u in range(5) for i in range(u, 6))
+        )
+    elif key == "fairness_pid":
+        path.write_text(
+            "prediction,sensitive,client\n" + "".join(f"{i % 3 > 1},{'fm'[i % 2]},{i % 5}\n" for i in range(40))
         )
     elif key == "spright":
         path.write_text("".join(f"{value}\n" for value in range(16)))
@@ -57,6 +61,8 @@ def test_file_in_file_out(method, monkeypatch, capsys):
     assert code == 0, error
     if key == "matrix_completion":
         assert out.read_text().startswith("user,item,rating\nu1,i0,")
+    elif key == "fairness_pid":
+        assert out.read_text().startswith("quantity,client,value,low,high\nglobal,,")
     elif key == "rdledm":
         assert read_array(out, "image").shape == (3, 8, 8)
     elif key == "fourier_pd":

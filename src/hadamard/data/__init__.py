@@ -7,6 +7,7 @@
 from hadamard.data.adult import adult
 from hadamard.data.cells import Cells, blood_cells
 from hadamard.data.digits import LabelledImages, digits
+from hadamard.data.federated import federated_split
 from hadamard.data.fetch import DataUnavailable, Source, available, fetch, sources
 from hadamard.data.hyperthermia import HyperthermiaSeries, acquire_kspace, hyperthermia
 from hadamard.data.language_models import Pretrained, minilm, smollm2
@@ -23,7 +24,7 @@ from hadamard.data.volumes import mr_volumes, volume, volume_slices
 __all__ = [
     "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Pretrained",
     "Ratings", "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits",
-    "ellipses", "fashion_mnist", "fetch", "help_topics", "hyperthermia", "leaves_and_soils", "minilm", "mixed_scene",
-    "mnist", "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom", "smollm2", "smooth_spectra",
-    "sources", "undersampling_mask", "volume", "volume_slices",
+    "ellipses", "fashion_mnist", "federated_split", "fetch", "help_topics", "hyperthermia", "leaves_and_soils",
+    "minilm", "mixed_scene", "mnist", "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom",
+    "smollm2", "smooth_spectra", "sources", "undersampling_mask", "volume", "volume_slices",
 ]  # fmt: skip
