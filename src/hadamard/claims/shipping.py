@@ -10,10 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hadamard.training import fit, save_checkpoint
 
-__all__ = ["Shelf", "one_cycle", "shipping"]
+__all__ = ["Averaged", "Shelf", "one_cycle", "shipping"]
+
+
+class Averaged(nn.Module):
+    """A network and the running average of its weights, which are saved together.
+
+    Parameters
+    ----------
+    net
+        What is trained.
+    decay
+        Weight of the old average in the new one.
+
+    Attributes
+    ----------
+    average
+        Updated by ``average.update_parameters(net)``; its ``module`` is the averaged network.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.net = net
+        self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 class Shelf:

@@ -18,13 +18,18 @@ from hadamard.diffusion.profile import Profile, profile
 from hadamard.diffusion.sample_checks import MemorisationReport, memorisation_report, mode_mixture_ratio
 
 __all__ = [
-    "Assembled", "CondConv2d", "DPMOTPipeline", "Design", "Distillation", "Distilled", "EncoderPropagation",
-    "FeatureInheritance", "LatentTransport", "MemorisationReport", "Profile", "Rule", "ScalingLaw", "SwitchUNet",
-    "add_experts", "assemble", "dense_ends", "design", "disable", "enable", "extrapolation_error",
-    "memorisation_report", "mode_mixture_ratio", "pareto_front", "pixart_variant", "profile", "sdxl_variant", "window",
+    "Assembled", "AutoObjective", "CondConv2d", "DPMOTPipeline", "Design", "Distillation", "Distilled",
+    "EncoderPropagation", "FeatureInheritance", "LatentTransport", "MemorisationReport", "Profile", "RDDMPipeline",
+    "RDDMScheduler", "RDDMSchedulerOutput", "Rule", "ScalingLaw", "SwitchUNet", "add_experts", "assemble", "dense_ends",
+    "design", "disable", "enable", "extrapolation_error", "memorisation_report", "mode_mixture_ratio", "pareto_front",
+    "pixart_variant", "profile", "rddm_loss", "rddm_output", "sdxl_variant", "window",
 ]  # fmt: skip
 
-_LATER = {"DPMOTPipeline": "dpm_ot", "LatentTransport": "latent_transport"}
+_LATER = {
+    "AutoObjective": "rddm_objectives", "DPMOTPipeline": "dpm_ot", "LatentTransport": "latent_transport",
+    "RDDMPipeline": "rddm_pipeline", "RDDMScheduler": "rddm", "RDDMSchedulerOutput": "rddm",
+    "rddm_loss": "rddm_objectives", "rddm_output": "rddm_objectives",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

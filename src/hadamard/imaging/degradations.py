@@ -1,15 +1,16 @@
-"""What happens to pictures on the way: blur and missing pixels, as linear operators, and photons that are counted."""
+"""What happens to pictures on the way: blur and missing pixels, as linear operators; counted photons, dusk and rain."""
 
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from hadamard.operators.base import LinearOperator
 from hadamard.validation import check_range, check_tensor
 
-__all__ = ["GaussianBlur", "Inpainting", "photon_noise"]
+__all__ = ["GaussianBlur", "Inpainting", "darkened", "photon_noise", "rain"]
 
 
 class GaussianBlur(LinearOperator):
@@ -122,6 +123,80 @@ def photon_noise(
     check_range(photons, "photons", 0, closed="neither")
     counts = torch.poisson(photons * (-y).exp(), generator=generator)
     return -(counts.clamp(min=1) / photons).log()
+
+
+def darkened(x: Float[Tensor, "*batch h w"], gamma: float, gain: float) -> Float[Tensor, "*batch h w"]:
+    """Darken pictures as too little light does: ``gain * x ** gamma``.
+
+    Parameters
+    ----------
+    x
+        Pictures with values in [0, 1].
+    gamma
+        At least 1.
+    gain
+        In (0, 1].
+
+    Raises
+    ------
+    ValueError
+        If a value lies outside its range.
+
+    Examples
+    --------
+    >>> darkened(torch.tensor([[0.0, 0.5, 1.0]]), 2.0, 0.4)
+    tensor([[0.0000, 0.1000, 0.4000]])
+    """
+    check_range(x, "x", 0, 1, elementwise=True)
+    check_range(gamma, "gamma", 1)
+    check_range(gain, "gain", 0, 1, closed="right")
+    return gain * x**gamma
+
+
+def rain(
+    x: Float[Tensor, "b c h w"], *, density: float = 0.02, length: int = 9, slant: float = 0.2,
+    strength: float = 0.8, generator: torch.Generator | None = None,
+) -> Float[Tensor, "b c h w"]:  # fmt: skip
+    """Draw bright streaks over pictures, as rain leaves: ``x + (1 - x) * streaks``, the same in all channels.
+
+    Parameters
+    ----------
+    x
+        Pictures with values in [0, 1].
+    density
+        Share of the pixels where a streak begins, in [0, 1].
+    length
+        Of a streak, in rows.
+    slant
+        Columns that it moves aside from row to row, in [-1, 1].
+    strength
+        Largest brightness of a streak, in [0, 1]; each has its own, from a third of it on.
+    generator
+        Draws them; ``None``: torch's own.
+
+    Raises
+    ------
+    ValueError
+        If a value lies outside its range.
+
+    Examples
+    --------
+    >>> wet = rain(torch.zeros(1, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+    >>> bool((wet > 0).any()), bool((wet <= 0.8).all())
+    (True, True)
+    """
+    check_tensor(x, "x", ndim=4, dtype="floating")
+    check_range(x, "x", 0, 1, elementwise=True)
+    for name, value, low in (("density", density, 0), ("slant", slant, -1), ("strength", strength, 0)):
+        check_range(value, name, low, 1)
+    check_range(length, "length", 1, integer=True)
+    where = generator.device if generator is not None else x.device
+    begins, brightness = torch.rand(2, len(x), 1, *x.shape[-2:], generator=generator, device=where).to(x)
+    drops = (begins < density) * strength * (1 + 2 * brightness) / 3
+    rows = torch.arange(length, device=x.device)
+    kernel = x.new_zeros(1, 1, 2 * length + 1, 2 * length + 1)
+    kernel[0, 0, length - rows, length - (slant * rows).round().long()] = 1  # a correlation looks back along the streak
+    return x + (1 - x) * F.conv2d(drops, kernel, padding=length).clamp(max=strength)
 
 
 def _blur_matrix(n: int, sigma: float) -> Float[Tensor, "n n"]:

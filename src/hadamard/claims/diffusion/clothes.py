@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hadamard.claims import torchvision_shim
-from hadamard.claims.shipping import one_cycle, shipping
+from hadamard.claims.shipping import Averaged, one_cycle, shipping
 from hadamard.data import fashion_mnist
 from hadamard.training import load_checkpoint
 
@@ -66,7 +65,7 @@ def train_network(
     with shipping(key, size, out, resume, seed=seed) as shelf:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            module = _Averaged(network())
+            module = Averaged(network(), _DECAY)
         losses = one_cycle(
             module,
             _loss,
@@ -133,15 +132,6 @@ def _quality(net: Any, count: int) -> str:
         f"samples (DDIM, 50 steps), {frechet(real, test):.3f} for as many training pictures, "
         f"{frechet(real + noisy, test):.3f} for those with noise of 0.1"
     )
-
-
-class _Averaged(nn.Module):
-    """A network and the running average of its weights."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(_DECAY))
 
 
 def _loss(module: Any, batch: tuple[Tensor, ...], step: int) -> Tensor:

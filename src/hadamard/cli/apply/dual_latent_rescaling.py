@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -12,7 +11,8 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.nn import functional as F
 
-from hadamard.cli.files import image_info, read_image, write_image
+from hadamard.cli.files import image_info, write_image
+from hadamard.cli.pictures import as_pixels, read_colours
 from hadamard.images import pad_to_multiple
 from hadamard.imaging import DualLatentRescaler
 from hadamard.validation import check_option
@@ -59,7 +59,7 @@ def apply(
         raise ValueError(f"{out}: the way back needs every bit of the small picture, write a .png or .tiff")
     if not out.parent.is_dir():
         raise FileNotFoundError(f"{out}: no folder {out.parent}")
-    x, grey = _read(image_in)
+    x, grey = read_colours(image_in)
     info = image_info(image_in)
     made = _NOTE.fullmatch(info["text"].pop(_NAME, "")) if back else None
     if made:
@@ -71,7 +71,7 @@ def apply(
     network = DualLatentRescaler.pretrained(scale)
     if back:
         shape = _shape(size, [scale * n for n in x.shape[-2:]], scale)
-        original = None if truth is None else _read(truth)[0]
+        original = None if truth is None else read_colours(truth)[0]
         if original is not None and tuple(original.shape[-2:]) != shape:
             height, width = original.shape[-2:]
             raise ValueError(f"{truth}: the original must be {shape[1]} by {shape[0]} pixels, got {width} by {height}")
@@ -90,24 +90,8 @@ def apply(
         info["text"][_NAME] = f"scale {scale}, from {width}x{height}"
         if larger is not x and out.suffix.lower() != ".png":
             typer.echo(f"{width} by {height} is no multiple of {scale}: --back needs --size {width}x{height}", err=True)
-    write_image(out, _pixels(result, grey), info)
+    write_image(out, as_pixels(result, grey), info)
     typer.echo(f"wrote {out}: {result.shape[-1]} by {result.shape[-2]}")
-
-
-def _read(path: Path) -> tuple[Tensor, bool]:
-    """A picture (1, 3, H, W), and whether it is grey."""
-    pixels = read_image(path)
-    if not np.isfinite(pixels).all():
-        raise ValueError(f"{path}: the picture must be finite, got {int((~np.isfinite(pixels)).sum())} NaN or infinite")
-    if pixels.min() < 0 or pixels.max() > 1:
-        raise ValueError(f"{path}: values must lie in [0, 1], got {pixels.min():.3g} to {pixels.max():.3g}")
-    x = torch.from_numpy(np.ascontiguousarray(pixels))
-    grey = x.ndim == 2
-    return (x.expand(3, -1, -1) if grey else x.permute(2, 0, 1))[None], grey
-
-
-def _pixels(x: Tensor, grey: bool) -> np.ndarray:
-    return (x[0].mean(0) if grey else x[0].permute(1, 2, 0)).numpy()
 
 
 def _shape(size: str | None, most: list[int], scale: int) -> tuple[int, int]:
@@ -153,4 +137,4 @@ def _show(path: Path, x: Tensor, result: Tensor, error: Tensor) -> None:
     width = max(p.shape[-1] for p in panels)
     tall = max(p.shape[-2] for p in panels)
     panels = [F.pad(p, (0, width - p.shape[-1], 0, tall - p.shape[-2]), value=1.0) for p in panels]
-    write_image(path, _pixels(torch.cat(panels, -1), False))
+    write_image(path, as_pixels(torch.cat(panels, -1), False))

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from hadamard.cli.files import read_image, write_image
+from hadamard.cli.pictures import read_missing
 from hadamard.imaging import GaussianBlur, Inpainting, LearnedProximal, PatchAverage, pnp_admm, pretrained
 from hadamard.validation import check_option, check_range
 
@@ -42,7 +42,7 @@ def apply(
         raise ValueError(f"{image_in}: must be at least 8 by 8 pixels, got {pixels.shape[0]} by {pixels.shape[1]}")
     y = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)[:, None].contiguous()
     shape = (y.shape[-2], y.shape[-1])
-    missing = None if mask is None else _missing(mask, shape)
+    missing = None if mask is None else read_missing(mask, shape)
     if sigma is None:
         sigma = _estimate_noise(y) if missing is None else 0.01
     noise = float(check_range(sigma, "--sigma", 0, 1))
@@ -73,18 +73,6 @@ def _solve(
 
 def _in_tiles(denoiser: LearnedProximal, y: Tensor) -> LearnedProximal | PatchAverage:
     return denoiser if y.shape[-2] * y.shape[-1] <= _TILED else PatchAverage(denoiser)
-
-
-def _missing(path: Path, shape: tuple[int, int]) -> Tensor:
-    """Read which pixels are missing."""
-    pixels = read_image(path)
-    grey = pixels if pixels.ndim == 2 else pixels.mean(-1)
-    if grey.shape != shape:
-        raise ValueError(f"{path}: the mask must have the picture's size, {shape[0]} by {shape[1]}, got "
-                         f"{grey.shape[0]} by {grey.shape[1]}")  # fmt: skip
-    if np.all(grey >= 0.5):
-        raise ValueError(f"{path}: the mask is white everywhere, so that no pixel is known")
-    return torch.from_numpy(grey >= 0.5)
 
 
 def _fill(y: Tensor, missing: Tensor) -> Tensor:
