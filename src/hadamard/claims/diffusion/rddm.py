@@ -152,7 +152,7 @@ _WHY_CHANGE = (
     "about half as much. The noise's network was trained for 600 steps only."
 )
 _WHY_NOISE = (
-    "The residual is chosen whatever the pictures are (clothes, their negatives, photographs): the noise that follows "
+    "The residual is chosen in nearly every run (clothes, their negatives, photographs): the noise that follows "
     "from a residual is divided by its small standard deviation, so that the noise's loss is the greater one from the "
     "start, and the weight moves towards the smaller loss."
 )
