@@ -12,7 +12,7 @@ from tests.cli.test_cli import command
 SUFFIX = {
     "matrix_completion": ".csv", "rdledm": ".npz", "learned_proximal": ".png", "spright": ".csv",
     "primal_dual_unet": ".npz", "robust_unmixing": ".npz", "dual_latent_rescaling": ".png",
-    "fourier_pd": ".h5", "fairness_pid": ".csv",
+    "fourier_pd": ".h5", "fairness_pid": ".csv", "omnissr": ".png",
 }  # fmt: skip
 
 
@@ -36,6 +36,8 @@ def write(key, path):
         write_array(path, {"kspace": np.ones((2, 16, 16), dtype=np.complex64), "mask": np.ones((16, 16))})
     elif key == "primal_dual_unet":
         write_array(path, {"sinogram": np.ones((24, 4), dtype=np.float32), "angles": np.arange(4) * np.pi / 4})
+    elif key == "omnissr":
+        write_image(path, np.linspace(0, 1, 128).reshape(8, 16))
     else:
         write_image(path, np.linspace(0, 1, 256).reshape(16, 16))
 
@@ -74,6 +76,8 @@ def test_file_in_file_out(method, monkeypatch, capsys):
         assert read_array(out, "wavelengths").tolist() == list(range(9))
     elif key == "spright":
         assert len(out.read_text().splitlines()) > 4
+    elif key == "omnissr":
+        assert read_image(out).shape == (16, 32)
     else:
         assert read_image(out).shape == ((8, 8) if key == "dual_latent_rescaling" else (16, 16))
 

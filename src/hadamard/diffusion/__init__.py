@@ -14,21 +14,25 @@ from hadamard.diffusion.diffusion_scaling import ScalingLaw, extrapolation_error
 from hadamard.diffusion.distillation import Distillation, Distilled
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
 from hadamard.diffusion.inheritance_rules import Rule, dense_ends, window
+from hadamard.diffusion.panorama_quality import ws_psnr, ws_ssim
 from hadamard.diffusion.profile import Profile, profile
 from hadamard.diffusion.sample_checks import MemorisationReport, memorisation_report, mode_mixture_ratio
+from hadamard.diffusion.tangent_sphere import TangentSphere
 
 __all__ = [
     "Assembled", "AutoObjective", "CondConv2d", "DPMOTPipeline", "Design", "Distillation", "Distilled",
-    "EncoderPropagation", "FeatureInheritance", "LatentTransport", "MemorisationReport", "Profile", "RDDMPipeline",
-    "RDDMScheduler", "RDDMSchedulerOutput", "Rule", "ScalingLaw", "SwitchUNet", "add_experts", "assemble", "dense_ends",
-    "design", "disable", "enable", "extrapolation_error", "memorisation_report", "mode_mixture_ratio", "pareto_front",
-    "pixart_variant", "profile", "rddm_loss", "rddm_output", "sdxl_variant", "window",
+    "EncoderPropagation", "FeatureInheritance", "LatentTransport", "MemorisationReport", "OmniSSROutput",
+    "OmniSSRPipeline", "Profile", "RDDMPipeline", "RDDMScheduler", "RDDMSchedulerOutput", "Rule", "ScalingLaw",
+    "SwitchUNet", "TangentSphere", "add_experts", "assemble", "dense_ends", "design", "disable", "enable",
+    "extrapolation_error", "memorisation_report", "mode_mixture_ratio", "null_space_project", "pareto_front",
+    "pixart_variant", "profile", "rddm_loss", "rddm_output", "sdxl_variant", "window", "ws_psnr", "ws_ssim",
 ]  # fmt: skip
 
 _LATER = {
     "AutoObjective": "rddm_objectives", "DPMOTPipeline": "dpm_ot", "LatentTransport": "latent_transport",
-    "RDDMPipeline": "rddm_pipeline", "RDDMScheduler": "rddm", "RDDMSchedulerOutput": "rddm",
-    "rddm_loss": "rddm_objectives", "rddm_output": "rddm_objectives",
+    "OmniSSROutput": "omnissr", "OmniSSRPipeline": "omnissr", "RDDMPipeline": "rddm_pipeline", "RDDMScheduler": "rddm",
+    "RDDMSchedulerOutput": "rddm", "null_space_project": "omnissr", "rddm_loss": "rddm_objectives",
+    "rddm_output": "rddm_objectives",
 }  # fmt: skip
 
 

@@ -72,7 +72,11 @@ class Separable(LinearOperator):
             Singular values of each matrix below ``rtol`` times its largest count as zero; ``None``: as in
             :func:`torch.linalg.pinv`.
         """
-        return self._along(self.check_out(y), lambda M, x: _product(torch.linalg.pinv(M, rtol=rtol), x))
+        return self.pinv(rtol)(self.check_out(y))
+
+    def pinv(self, rtol: float | None = None) -> "Separable":
+        """Give the Moore-Penrose inverse as an operator, decomposed once; ``rtol`` as for :meth:`A_dagger`."""
+        return Separable([torch.linalg.pinv(M, rtol=rtol) for M in self.matrices])
 
     def solve(self, y: Tensor) -> Tensor:
         """Solve ``A x = y`` for square matrices, one axis after the other.

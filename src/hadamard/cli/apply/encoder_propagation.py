@@ -1,9 +1,6 @@
 """``hadamard apply encoder_propagation``: pictures of a local pipeline, plain and accelerated, and what each took."""
 
 import csv
-import json
-from contextlib import nullcontext
-from importlib.util import find_spec
 from inspect import Parameter, signature
 from pathlib import Path
 from time import perf_counter
@@ -15,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from hadamard.cli.files import existing, guarded, write_image
+from hadamard.cli.files import write_image
+from hadamard.cli.pipelines import load_pipeline
 from hadamard.diffusion import EncoderPropagation
-from hadamard.progress import quiet
 from hadamard.validation import check_range
 
 __all__ = ["apply"]
@@ -47,7 +44,7 @@ def apply(
     """
     check_range(count, "--count", 1, integer=True)
     check_range(steps, "--steps", 1, integer=True)
-    pipe = _loaded(source, progress).to(device)
+    pipe = load_pipeline(source, progress).to(device)
     _bind_class(pipe, source, label, count)
     options = _options(pipe, source, prompt, count)
     fast = EncoderPropagation(pipe, _keys(key_steps), parallel=parallel)
@@ -84,33 +81,6 @@ def apply(
         table.add_row(*map(str, row))
     Console().print(table)
     typer.echo(f"wrote {out}: {len(rows) * count} pictures and timing.csv")
-
-
-def _loaded(source: Path, progress: bool) -> Any:
-    """The pipeline of a folder, and only of that folder."""
-    if not source.is_dir():
-        existing(source)
-        raise ValueError(f"{source}: must be a folder that a pipeline's save_pretrained wrote")
-    index = existing(source / "model_index.json")
-    try:
-        parts = json.loads(index.read_text())
-    except ValueError as error:
-        raise ValueError(f"{index}: cannot be read, it may be damaged or truncated ({error})") from error
-    texts = [name for name, part in parts.items() if isinstance(part, list) and part[0] == "transformers"]
-    if find_spec("diffusers") is None:
-        raise ImportError("this needs diffusers: pip install 'hadamard[diffusion]'")
-    if texts and find_spec("transformers") is None:
-        raise ImportError(f"{source}: its {', '.join(texts)} need transformers: pip install 'hadamard[transformers]'")
-    if "unet" not in parts:
-        raise ValueError(f"{source}: must hold a pipeline with a unet, got {parts.get('_class_name', 'another one')}")
-    from hadamard.claims import torchvision_shim
-
-    torchvision_shim.install()
-    from diffusers import DiffusionPipeline
-
-    options = {"local_files_only": True, "low_cpu_mem_usage": find_spec("accelerate") is not None}
-    with nullcontext() if progress else quiet():
-        return guarded(source, lambda: DiffusionPipeline.from_pretrained(source, **options))
 
 
 def _bind_class(pipe: Any, source: Path, label: int | None, count: int) -> None:
