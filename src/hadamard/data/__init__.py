@@ -16,6 +16,7 @@ from hadamard.data.movielens import Ratings, movielens_100k
 from hadamard.data.panoramas import panoramas
 from hadamard.data.phantoms import ellipses
 from hadamard.data.photographs import photographs
+from hadamard.data.piecewise_smooth import c_alpha_images, disc_images
 from hadamard.data.sampling import undersampling_mask
 from hadamard.data.scans import ct_slices, mr_slices, read_dicom
 from hadamard.data.spectra import MixedScene, Spectra, leaves_and_soils, mixed_scene, smooth_spectra
@@ -24,8 +25,9 @@ from hadamard.data.volumes import mr_volumes, volume, volume_slices
 
 __all__ = [
     "Cells", "Characters", "DataUnavailable", "HyperthermiaSeries", "LabelledImages", "MixedScene", "Pretrained",
-    "Ratings", "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "ct_slices", "digits",
-    "ellipses", "fashion_mnist", "federated_split", "fetch", "help_topics", "hyperthermia", "leaves_and_soils",
-    "minilm", "mixed_scene", "mnist", "movielens_100k", "mr_slices", "mr_volumes", "panoramas", "photographs",
-    "read_dicom", "smollm2", "smooth_spectra", "sources", "undersampling_mask", "volume", "volume_slices",
+    "Ratings", "Source", "Spectra", "acquire_kspace", "adult", "available", "blood_cells", "c_alpha_images",
+    "ct_slices", "digits", "disc_images", "ellipses", "fashion_mnist", "federated_split", "fetch", "help_topics",
+    "hyperthermia", "leaves_and_soils", "minilm", "mixed_scene", "mnist", "movielens_100k", "mr_slices", "mr_volumes",
+    "panoramas", "photographs", "read_dicom", "smollm2", "smooth_spectra", "sources", "undersampling_mask", "volume",
+    "volume_slices",
 ]  # fmt: skip

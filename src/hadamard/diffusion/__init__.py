@@ -8,24 +8,32 @@ from typing import Any
 
 from hadamard.diffusion.a_sdm import FeatureInheritance, disable, enable
 from hadamard.diffusion.assembly import Assembled, SwitchUNet, add_experts, assemble
+from hadamard.diffusion.bias_free import BFBatchNorm2d, BiasFreeUNet
 from hadamard.diffusion.cond_conv import CondConv2d
+from hadamard.diffusion.denoiser import Denoiser, DiffusersDenoiser, as_denoiser, convert, noise_levels
 from hadamard.diffusion.designs import Design, design, pixart_variant, sdxl_variant
 from hadamard.diffusion.diffusion_scaling import ScalingLaw, extrapolation_error, pareto_front
 from hadamard.diffusion.distillation import Distillation, Distilled
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
+from hadamard.diffusion.generalisation import GeneralisationReport, generalisation_report, psnr
+from hadamard.diffusion.harmonic_denoiser import JacobianSpectrum, denoiser_jacobian, effective_dimension, sure
 from hadamard.diffusion.inheritance_rules import Rule, dense_ends, window
 from hadamard.diffusion.panorama_quality import ws_psnr, ws_ssim
 from hadamard.diffusion.profile import Profile, profile
 from hadamard.diffusion.sample_checks import MemorisationReport, memorisation_report, mode_mixture_ratio
+<<<<<<< HEAD
 from hadamard.diffusion.tangent_sphere import TangentSphere
 
 __all__ = [
-    "Assembled", "AutoObjective", "CondConv2d", "DPMOTPipeline", "Design", "Distillation", "Distilled",
-    "EncoderPropagation", "FeatureInheritance", "LatentTransport", "MemorisationReport", "OmniSSROutput",
+    "Assembled", "AutoObjective", "BFBatchNorm2d", "BiasFreeUNet", "CondConv2d", "DPMOTPipeline", "Denoiser", "Design",
+    "DiffusersDenoiser", "Distillation", "Distilled", "EncoderPropagation", "FeatureInheritance",
+    "GeneralisationReport", "JacobianSpectrum", "LatentTransport", "MemorisationReport", "OmniSSROutput",
     "OmniSSRPipeline", "Profile", "RDDMPipeline", "RDDMScheduler", "RDDMSchedulerOutput", "Rule", "ScalingLaw",
-    "SwitchUNet", "TangentSphere", "add_experts", "assemble", "dense_ends", "design", "disable", "enable",
-    "extrapolation_error", "memorisation_report", "mode_mixture_ratio", "null_space_project", "pareto_front",
-    "pixart_variant", "profile", "rddm_loss", "rddm_output", "sdxl_variant", "window", "ws_psnr", "ws_ssim",
+    "ScoreSampler", "SwitchUNet", "TangentSphere", "add_experts", "as_denoiser", "assemble", "convert",
+    "denoiser_jacobian", "dense_ends", "design", "disable", "effective_dimension", "enable", "extrapolation_error",
+    "generalisation_report", "memorisation_report", "mode_mixture_ratio", "noise_levels", "null_space_project",
+    "pareto_front", "pixart_variant", "profile", "psnr", "rddm_loss", "rddm_output", "sdxl_variant", "sure", "window",
+    "ws_psnr", "ws_ssim",
 ]  # fmt: skip
 
 _LATER = {

@@ -3,5 +3,6 @@
 from hadamard.solvers.cg import cg
 from hadamard.solvers.conic import solve, verify_psd
 from hadamard.solvers.lbfgs import minimize
+from hadamard.solvers.trace import hutchinson, hvp
 
-__all__ = ["cg", "minimize", "solve", "verify_psd"]
+__all__ = ["cg", "hutchinson", "hvp", "minimize", "solve", "verify_psd"]
