@@ -21,7 +21,7 @@ from hadamard.diffusion.inheritance_rules import Rule, dense_ends, window
 from hadamard.diffusion.panorama_quality import ws_psnr, ws_ssim
 from hadamard.diffusion.profile import Profile, profile
 from hadamard.diffusion.sample_checks import MemorisationReport, memorisation_report, mode_mixture_ratio
-<<<<<<< HEAD
+from hadamard.diffusion.score_sampler import ScoreSampler
 from hadamard.diffusion.tangent_sphere import TangentSphere
 
 __all__ = [
