@@ -1,13 +1,14 @@
 """Backbones of text-to-image models, by width and depth: configurations for diffusers, and a search under a budget."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hadamard.diffusion.profile import Profile, profile
 from hadamard.validation import check_range
 
-__all__ = ["Design", "design", "pixart_variant", "sdxl_variant"]
+__all__ = ["Design", "design", "narrow", "pixart_variant", "sdxl_variant"]
 
 
 def sdxl_variant(
@@ -135,6 +136,62 @@ def pixart_variant(
         "caption_channels": text_width,
         "use_additional_conditions": False,
     }
+
+
+def narrow(config: Any, width: int, **changes: Any) -> dict[str, Any]:
+    """The configuration of a UNet of the same blocks whose levels are all narrower (or wider) by one factor.
+
+    Parameters
+    ----------
+    config
+        A ``UNet2DModel`` or ``UNet2DConditionModel`` of diffusers, or its configuration with ``_class_name``.
+    width
+        Channels of the first level; the others follow.
+    changes
+        Other values of the configuration, in place of those that are found.
+
+    Returns
+    -------
+    dict
+        For ``from_config`` and :func:`profile`, with its ``_class_name``. Norms keep their number of groups, and
+        attention its heads in a conditional UNet and their width in the other, where the channels can be divided so;
+        else it is the next number below that works, and heads that do not fit keep their width.
+
+    Raises
+    ------
+    TypeError
+        If it is not the configuration of a UNet.
+    ValueError
+        If the levels would not have whole numbers of channels.
+
+    Examples
+    --------
+    >>> narrow(sdxl_variant(320, (0, 2, 10)), 64)["block_out_channels"]
+    (64, 128, 256)
+    """
+    check_range(width, "width", 1, integer=True)
+    found: Any = getattr(config, "config", config)
+    if not isinstance(found, Mapping) or "block_out_channels" not in found:
+        raise TypeError(f"config must be a UNet or the configuration of one, got {type(config).__name__}")
+    kept = {name: value for name, value in found.items() if name == "_class_name" or not name.startswith("_")}
+    kept.setdefault("_class_name", type(config).__name__)
+    old = kept["block_out_channels"]
+    if any(c * width % old[0] for c in old):
+        raise ValueError(f"width must divide into the levels' ratios of {tuple(old)} channels, got {width}")
+    new = tuple(c * width // old[0] for c in old)
+    kept["block_out_channels"] = new
+    for name in ("norm_num_groups", "attn_norm_num_groups"):
+        if kept.get(name):
+            shared = math.gcd(*new)
+            kept[name] = max(n for n in range(1, min(kept[name], shared) + 1) if shared % n == 0)
+    heads = kept.get("attention_head_dim")  # of a conditional UNet: diffusers' name of the number of heads
+    if heads and "cross_attention_dim" not in kept:
+        kept["attention_head_dim"] = math.gcd(heads, *new)
+    elif heads:
+        numbers = [heads] * len(old) if isinstance(heads, int) else list(heads)
+        fitted = tuple(n if c % n == 0 else max(c * n // w, 1) for n, c, w in zip(numbers, new, old))
+        kept["attention_head_dim"] = fitted[0] if isinstance(heads, int) and len(set(fitted)) == 1 else fitted
+    return kept | changes
 
 
 @dataclass(frozen=True)

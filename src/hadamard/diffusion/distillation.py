@@ -1,18 +1,18 @@
 """The loss by which a lighter denoiser learns from a larger one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hadamard.validation import check_range
 
-__all__ = ["Distillation", "Distilled"]
+__all__ = ["Distillation", "Distilled", "matching", "sample_of", "watched"]
 
 
 @dataclass(frozen=True)
@@ -82,35 +82,43 @@ class Distillation:
         self.teacher, self.student = teacher, student
         self.output_weight = check_range(output_weight, "output_weight", 0)
         self.features_weight = check_range(features_weight, "features_weight", 0)
-        names = {name for name, _ in teacher.named_modules()} & {name for name, _ in student.named_modules()}
-        self.taps = sorted(name for name in names if any(fnmatchcase(name, tap) for tap in taps))
-        if not self.taps:
-            raise ValueError(f"taps must name modules of both networks, got {list(taps)}")
+        self.taps = matching(teacher, student, taps)
 
     def __call__(self, *inputs: Any, target: Tensor, **more: Any) -> Distilled:
         """Run both networks on a batch and compare."""
-        with torch.no_grad(), self._watched(self.teacher) as wanted:
-            taught = _first(self.teacher(*inputs, **more))
-        with self._watched(self.student) as features:
-            made = _first(self.student(*inputs, **more))
+        with torch.no_grad(), watched(self.teacher, self.taps) as wanted:
+            taught = sample_of(self.teacher(*inputs, **more))
+        with watched(self.student, self.taps) as features:
+            made = sample_of(self.student(*inputs, **more))
         task, output = F.mse_loss(made, target), F.mse_loss(made, taught)
         errors = [_relative(features[name], wanted[name], name) for name in self.taps]
         total = torch.stack(errors).sum()
         return Distilled(task + self.output_weight * output + self.features_weight * total, task, output, total)
 
-    @contextmanager
-    def _watched(self, network: Any) -> Iterator[dict[str, Tensor]]:
-        seen: dict[str, Tensor] = {}
 
-        def keep(name: str) -> Any:
-            return lambda _, __, out: seen.__setitem__(name, _first(out))
+def matching(teacher: nn.Module, student: nn.Module, taps: Sequence[str]) -> list[str]:
+    """The modules of both networks whose names fit one of the patterns; a ValueError if there is none."""
+    names = {name for name, _ in teacher.named_modules()} & {name for name, _ in student.named_modules()}
+    found = sorted(name for name in names if any(fnmatchcase(name, tap) for tap in taps))
+    if not found:
+        raise ValueError(f"taps must name modules of both networks, got {list(taps)}")
+    return found
 
-        hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in self.taps]
-        try:
-            yield seen
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+@contextmanager
+def watched(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Keep what modules give while the network runs, the first tensor of each."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _, __, out: seen.__setitem__(name, sample_of(out))
+
+    hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _relative(made: Tensor, wanted: Tensor, name: str) -> Tensor:
@@ -122,6 +130,6 @@ def _relative(made: Tensor, wanted: Tensor, name: str) -> Tensor:
     return F.mse_loss(made, wanted) / wanted.square().mean()
 
 
-def _first(out: Any) -> Tensor:
+def sample_of(out: Any) -> Tensor:
     """A tensor, the first of several, or the ``sample`` of an output."""
     return out if isinstance(out, Tensor) else out[0]

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hadamard.validation import check_range
 
-__all__ = ["Profile", "profile"]
+__all__ = ["Profile", "example_inputs", "profile"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def profile(
     check_range(tokens, "tokens", 1, integer=True)
     check_range(batch, "batch", 1, integer=True)
     module = _built(model, device)
-    args, kwargs = inputs if inputs is not None else _inputs(module, batch, size, tokens, device)
+    args, kwargs = inputs if inputs is not None else example_inputs(module, batch, size, tokens, device)
     state = {name: t.to(device) for name, t in [*module.named_parameters(), *module.named_buffers()]}
     training = module.training
     try:
@@ -116,9 +116,12 @@ def _built(model: Any, device: str) -> nn.Module:
         raise TypeError(f"model must be a module or a configuration with '_class_name', got {type(model).__name__}")
     import diffusers
 
-    kind = getattr(diffusers, model["_class_name"], None)
+    import hadamard.diffusion
+
+    name = model["_class_name"]
+    kind = getattr(diffusers, name, None) or getattr(hadamard.diffusion, name, None)
     if kind is None:
-        raise TypeError(f"model must be of a class of diffusers, got {model['_class_name']!r}")
+        raise TypeError(f"model must be of a class of diffusers, got {name!r}")
     with torch.device(device):
         return kind.from_config(dict(model))
 
@@ -138,12 +141,12 @@ def _parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def _inputs(
+def example_inputs(
     module: nn.Module, batch: int, size: tuple[int, ...], tokens: int, device: str
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What diffusers' denoisers are called with."""
+    """What diffusers' denoisers are called with, of zeros."""
     config: Any = getattr(module, "config", {})
-    kind = type(module).__name__
+    kind = type(module).__name__.removeprefix("Spectral")
 
     def zeros(*shape: int) -> Tensor:
         return torch.zeros(batch, *shape, device=device)
