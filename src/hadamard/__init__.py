@@ -12,9 +12,9 @@ from types import ModuleType
 __version__ = version("hadamard")
 
 _SUBMODULES = [
-    "catalog", "certification", "claims", "data", "distributed", "imaging", "kernels", "layers", "learning",
-    "operators", "optim", "proximal", "rates", "results", "solvers", "spectral", "training", "transforms",
-    "transport", "validation",
+    "catalog", "certification", "claims", "compression", "data", "distributed", "imaging", "kernels", "layers",
+    "learning", "operators", "optim", "proximal", "rates", "results", "solvers", "spectral", "training",
+    "transforms", "transport", "validation",
 ]  # fmt: skip
 
 

@@ -13,8 +13,6 @@ Transformer Models. ICLR 2025, arXiv:2406.03136.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
@@ -23,14 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from hadamard.compression.polynomial_attention import add_attention, same_heads
-from hadamard.features import heads, rank, taylor_degree, taylor_error
+from hadamard.compression.watching import adapters, evaluating, recording
+from hadamard.features import rank, taylor_degree, taylor_error
 from hadamard.layers.kronecker_functional import operations, score_bound
 from hadamard.validation import check_range, check_tensor
 
 __all__ = ["HeadNorms", "NormReport", "head_norms", "norm_report"]
-
-_RECORDER = "hadamard_norms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +235,7 @@ def norm_report(model: nn.Module, *inputs: Any, eps: float = 1e-3, **more: Any) 
         sequences = [head_norms(q, k, **options) for q, k in zip(query.float(), key.float())]
         found.extend(max(same, key=lambda h: h.score) for same in zip(*sequences))
 
-    with _recording(model, record), _adapters(model, names) as added, _evaluating(model):
+    with recording(model, record), adapters(model, names) as added, evaluating(model):
         model(*inputs, **more)
     if not found:
         raise ValueError("model must have attention of transformers or nn.MultiheadAttention that runs, found none")
@@ -259,72 +255,3 @@ def _affordable(lengths: tuple[int, int], d: int, width: int, eps: float) -> flo
         middle = (low + high) / 2
         low, high = (middle, high) if taylor_error(middle, degree) <= eps else (low, middle)
     return low
-
-
-@contextmanager
-def _recording(model: Any, record: Any) -> Iterator[None]:
-    """Let every attention tell its queries, keys and scale to ``record``."""
-    with ExitStack() as afterwards:
-        if hasattr(model, "set_attn_implementation"):
-
-            def attend(
-                module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-                scaling: float | None = None, is_causal: bool | None = None, **_: Any,
-            ) -> tuple[Tensor, None]:  # fmt: skip
-                key, value = (same_heads(x, query) for x in (key, value))
-                record(module, query, key, scaling, value.shape[-1])
-                causal = getattr(module, "is_causal", False) if is_causal is None else is_causal
-                causal = bool(causal) and attention_mask is None
-                y = nn.functional.scaled_dot_product_attention(
-                    query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scaling
-                )
-                return y.transpose(1, 2).contiguous(), None
-
-            add_attention(_RECORDER, attend)
-            afterwards.callback(model.set_attn_implementation, model.config._attn_implementation)
-            model.set_attn_implementation(_RECORDER)
-
-        def before(module: nn.MultiheadAttention, inputs: Any, options: dict[str, Any]) -> None:
-            query, key = [*inputs, *(options[name] for name in ("query", "key")[len(inputs) :])][:2]
-            if module._qkv_same_embed_dim:
-                weights = module.in_proj_weight.chunk(3)[:2]
-            else:
-                weights = (module.q_proj_weight, module.k_proj_weight)
-            biases = (None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)[:2]
-            single = query.ndim == 2
-            q, k = (x[None] if single else x if module.batch_first else x.transpose(0, 1) for x in (query, key))
-            q, k = (nn.functional.linear(x, w, b) for x, w, b in zip((q, k), weights, biases))
-            record(module, heads(q, module.num_heads), heads(k, module.num_heads), None, module.head_dim)
-
-        for module in model.modules():
-            if isinstance(module, nn.MultiheadAttention):
-                afterwards.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        yield
-
-
-@contextmanager
-def _adapters(model: nn.Module, names: dict[nn.Module, str]) -> Iterator[dict[str, float]]:
-    """Largest entries of what PEFT's low-rank adapters add, by the name of the layer that they adapt."""
-    largest: dict[str, float] = {}
-    with ExitStack() as afterwards:
-        for module in model.modules():
-            ups, scaling = getattr(module, "lora_B", None), getattr(module, "scaling", {})
-            for adapter, up in ups.items() if isinstance(ups, nn.ModuleDict) else ():
-
-                def after(_: Any, __: Any, y: Tensor, name: str = names[module], s: float = scaling[adapter]) -> None:
-                    largest[name] = max(largest.get(name, 0.0), abs(s) * float(y.abs().max()))
-
-                afterwards.callback(up.register_forward_hook(after).remove)
-        yield largest
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and afterwards each module as it was."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
