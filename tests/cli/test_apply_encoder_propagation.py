@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
-from hadamard.cli.apply import encoder_propagation
+from hadamard.cli import pipelines
 from hadamard.cli.files import read_image
 from tests.cli.test_cli import command
 from tests.diffusion.pipelines import text_pipeline
@@ -115,7 +115,7 @@ def test_bad_folders(run, tmp_path, monkeypatch):
     index.write_text(whole[:-20])
     assert "model_index.json: cannot be read" in run("plain", "-o", "out")[2]
     with monkeypatch.context() as without:
-        without.setattr(encoder_propagation, "find_spec", lambda name: None if name == "transformers" else True)
+        without.setattr(pipelines, "find_spec", lambda name: None if name == "transformers" else True)
         needs = "text: its text_encoder, tokenizer need transformers: pip install 'hadamard[transformers]'"
         assert needs in run("text", "--prompt", "a cat", "-o", "out")[2]
     index.write_text(json.dumps({"_class_name": "DiTPipeline"}))

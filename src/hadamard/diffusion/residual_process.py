@@ -106,7 +106,7 @@ def clean_from_noise(x: Tensor, degraded: Tensor, noise: Tensor, a: Tensor | flo
 
     Examples
     --------
-    >>> float(clean_from_noise(*torch.tensor([3.4, 4.0, 2.0]), a=0.5, b=0.2))
+    >>> round(float(clean_from_noise(*torch.tensor([3.4, 4.0, 2.0]), a=0.5, b=0.2)), 5)
     2.0
     """
     share = (1 - a).clamp(min=_LEAST) if isinstance(a, Tensor) else max(1 - a, _LEAST)
