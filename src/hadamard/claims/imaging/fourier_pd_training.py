@@ -34,10 +34,10 @@ def _pd() -> FourierPrimalDual:
     return FourierPrimalDual(primal="conv", dual_width=8, data_consistency=True, smooth_phase=True)
 
 
-# Steps: about six minutes on one core at size "full", for each.
+# Steps: about a quarter of an hour on one core at size "full", for each.
 NETWORKS = {
-    "fourier_pd": Network(_pdunet, {"quick": 15, "full": 2000}),
-    "fourier_pd_conv": Network(_pd, {"quick": 15, "full": 1100}),
+    "fourier_pd": Network(_pdunet, {"quick": 15, "full": 5000}),
+    "fourier_pd_conv": Network(_pd, {"quick": 15, "full": 2750}),
 }
 
 _DATA = (
@@ -61,7 +61,7 @@ def train(
     Parameters
     ----------
     size
-        ``"full"``: as shipped; ``"quick"``: a twentieth of it.
+        ``"full"``: as shipped; ``"quick"``: a handful of steps.
     out
         Folder; ``None``: where the shipped networks lie.
     resume
