@@ -88,13 +88,18 @@ def test_interior_against_exponential_cones(shape):
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 4, 2)])
 def test_agrees_with_dit(shape):
+    """As far as its local search from a random start comes, which may stop short and then finds more unique."""
     dit = pytest.importorskip("dit")
+    np.random.seed(0)  # noqa: NPY002  (dit draws from it)
 
     p = joints(1, shape, seed=2)[0]
     cells = ["".join(map(str, cell)) for cell in np.ndindex(shape)]
     theirs = dit.pid.PID_BROJA(dit.Distribution(cells, p.ravel()), [[1], [2]], [0])
     expected = [theirs[node] for node in (((1,),), ((2,),), ((1,), (2,)), ((1, 2),))]
-    np.testing.assert_allclose(parts(pid(p)), expected, atol=1e-4)
+    found = parts(pid(p))
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    assert found[0] <= expected[0] + 1e-4
+    assert found[1] <= expected[1] + 1e-4
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2), (3, 2, 4), (2, 1, 3), (1, 2, 2), (2, 3, 1)])

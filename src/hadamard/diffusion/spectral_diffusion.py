@@ -38,6 +38,12 @@ def _with_gates(base: Any) -> Callable[..., None]:
     return __init__
 
 
+def _without_self(function: Callable[..., None]) -> inspect.Signature:
+    """The signature of a class with this constructor, as pages and prompts show it."""
+    _, *rest = inspect.signature(function).parameters.values()
+    return inspect.Signature(rest)
+
+
 class SpectralUNet2DModel(UNet2DModel):
     """``diffusers.UNet2DModel`` that changes sizes by wavelet gates.
 
@@ -79,6 +85,7 @@ class SpectralUNet2DModel(UNet2DModel):
     """
 
     __init__ = _with_gates(UNet2DModel)
+    __signature__ = _without_self(__init__)
 
 
 class SpectralUNet2DConditionModel(UNet2DConditionModel):
@@ -97,6 +104,7 @@ class SpectralUNet2DConditionModel(UNet2DConditionModel):
     """
 
     __init__ = _with_gates(UNet2DConditionModel)
+    __signature__ = _without_self(__init__)
 
 
 _KINDS = {"UNet2DModel": SpectralUNet2DModel, "UNet2DConditionModel": SpectralUNet2DConditionModel}
