@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-from jaxtyping import Inexact
+import torch
+from jaxtyping import Float, Inexact
 from torch import Tensor
 from torch.nn import functional as F
 
 from hadamard.validation import check_option, check_range, check_tensor
 
-__all__ = ["pad_to_multiple"]
+__all__ = ["pad_to_multiple", "psnr"]
 
 
 def pad_to_multiple(
@@ -60,3 +61,15 @@ def pad_to_multiple(
     planes = x.reshape(-1, 1, height, width)  # torch pads any number of dimensions with zeros only
     larger = F.pad(planes, (0, right, 0, down), mode=mode)
     return larger.reshape(*x.shape[:-2], *larger.shape[-2:]), lambda y: y[..., :height, :width]
+
+
+def psnr(x: Float[Tensor, "n *shape"], clean: Float[Tensor, "n *shape"], peak: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB: ``10 log10(peak^2 / mean squared error)``, the mean over all pictures.
+
+    Examples
+    --------
+    >>> psnr(torch.full((1, 4), 0.1), torch.zeros(1, 4))
+    20.0
+    """
+    error = float((x - clean).double().square().mean())
+    return round(10 * float(torch.tensor(peak**2 / max(error, 1e-30)).double().log10()), 6)

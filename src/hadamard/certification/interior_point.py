@@ -6,6 +6,7 @@ and each touches a few rows: with ``P = rows M^-1 rows^T`` and ``Q = K P``, the 
 three products of matrices.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -126,7 +127,10 @@ def _newton(hessian: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, floa
     return step, float(np.sqrt(max(-gradient @ step, 0.0)))
 
 
-def _move(y, step, gradient, factor, merit, now):  # type: ignore[no-untyped-def]
+def _move(
+    y: np.ndarray, step: np.ndarray, gradient: np.ndarray, factor: Callable[[np.ndarray], np.ndarray | None],
+    merit: Callable[[np.ndarray, np.ndarray], float], now: float,
+) -> tuple[np.ndarray, np.ndarray] | None:  # fmt: skip
     """Backtrack until the step is feasible and lowers the merit; ``None`` where rounding leaves no such step."""
     slope, size = float(gradient @ step), 1.0
     for _ in range(40):

@@ -15,7 +15,7 @@ from hadamard.diffusion.designs import Design, design, narrow, pixart_variant, s
 from hadamard.diffusion.diffusion_scaling import ScalingLaw, extrapolation_error, pareto_front
 from hadamard.diffusion.distillation import Distillation, Distilled
 from hadamard.diffusion.encoder_propagation import EncoderPropagation
-from hadamard.diffusion.generalisation import GeneralisationReport, generalisation_report, psnr
+from hadamard.diffusion.generalisation import GeneralisationReport, generalisation_report
 from hadamard.diffusion.harmonic_denoiser import JacobianSpectrum, denoiser_jacobian, effective_dimension, sure
 from hadamard.diffusion.inheritance_rules import Rule, dense_ends, window
 from hadamard.diffusion.panorama_quality import ws_psnr, ws_ssim
@@ -37,7 +37,7 @@ __all__ = [
     "as_denoiser", "assemble", "convert", "denoiser_jacobian", "dense_ends", "design", "disable",
     "effective_dimension", "enable", "extrapolation_error", "generalisation_report", "make_spectral_unet",
     "memorisation_report", "mode_mixture_ratio", "narrow", "noise_levels", "null_space_project", "pareto_front",
-    "pixart_variant", "profile", "psnr", "rddm_loss", "rddm_output", "sdxl_variant", "spectral_weight", "sure",
+    "pixart_variant", "profile", "rddm_loss", "rddm_output", "sdxl_variant", "spectral_weight", "sure",
     "wiener_gain", "window", "ws_psnr", "ws_ssim",
 ]  # fmt: skip
 

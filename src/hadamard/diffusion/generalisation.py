@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hadamard.diffusion.score_sampler import ScoreSampler
+from hadamard.images import psnr
 from hadamard.validation import check_range, check_tensor
 
-__all__ = ["GeneralisationReport", "generalisation_report", "psnr"]
+__all__ = ["GeneralisationReport", "generalisation_report"]
 
 Denoise = Callable[[Tensor, Any], Tensor]
 
@@ -146,18 +147,6 @@ def generalisation_report(
         made.append(sampler(model)(shape, same, dtype=test.dtype, device=test.device) if n_samples else test[:0])
     levels, (train, held, variance) = tuple(map(float, sigmas)), zip(*rows)
     return GeneralisationReport(levels, train, held, variance, *_cosines(made, (train_a, train_b)), *made)
-
-
-def psnr(x: Float[Tensor, "n *shape"], clean: Float[Tensor, "n *shape"], peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB: ``10 log10(peak^2 / mean squared error)``, the mean over all pictures.
-
-    Examples
-    --------
-    >>> psnr(torch.full((1, 4), 0.1), torch.zeros(1, 4))
-    20.0
-    """
-    error = float((x - clean).double().square().mean())
-    return round(10 * float(torch.tensor(peak**2 / max(error, 1e-30)).double().log10()), 6)
 
 
 def _cosines(made: list[Tensor], known: tuple[Tensor, Tensor]) -> tuple[float, float, float]:

@@ -20,9 +20,9 @@ from hadamard.diffusion import (
     denoiser_jacobian,
     generalisation_report,
     memorisation_report,
-    psnr,
     sure,
 )
+from hadamard.images import psnr
 from hadamard.proximal import soft
 from hadamard.spectral import haar2d, ihaar2d
 

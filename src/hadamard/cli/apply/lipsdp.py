@@ -12,7 +12,8 @@ from rich.table import Table
 from torch import nn
 
 from hadamard.certification import lipschitz_bound, read_onnx, sampled_lower_bound
-from hadamard.cli.models import build_model, fit_weights
+from hadamard.cli.files import guarded
+from hadamard.cli.models import build_model, fit_weights, read_weights
 
 __all__ = ["apply"]
 
@@ -109,15 +110,11 @@ def _read(source: Path, model: str | None, allow_pickle: bool) -> tuple[nn.Modul
         )
     if ending not in (*_PICKLES, ".safetensors"):
         raise ValueError(f"{source}: expected .onnx, .safetensors or {', '.join(_PICKLES)}")
-    try:
-        if ending == ".safetensors":
-            from safetensors.torch import load_file
-
-            loaded: Any = load_file(source)
-        else:
-            loaded = torch.load(source, map_location="cpu", weights_only=False)
-    except Exception as error:
-        raise ValueError(f"{source}: cannot be read, it may be damaged or truncated ({_line(error)})") from None
+    loaded: Any
+    if ending == ".safetensors":
+        loaded = read_weights(source)
+    else:
+        loaded = guarded(source, lambda: torch.load(source, map_location="cpu", weights_only=False))
     if isinstance(loaded, nn.Module):
         return loaded.eval(), None
     if not isinstance(loaded, dict):
@@ -137,7 +134,3 @@ def _shape(text: str) -> tuple[int, ...]:
     if min(sizes) < 1:
         raise ValueError(f"--input-shape must be like 1x28x28, got {text!r}")
     return sizes
-
-
-def _line(error: Exception) -> str:
-    return " ".join((str(error).strip() or type(error).__name__).split())[:200]
